@@ -1,0 +1,35 @@
+"""Compile the hot modules of the core where a compiler is at hand; everything else is in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+# Each is plain typed Python, with a .pxd beside it where Cython callers want its types. The interpreter runs
+# the source of any of them that was not compiled.
+COMPILED = (
+    "overlayfs_py/core/nodes.py",
+    "overlayfs_py/core/marks.py",
+)
+
+
+def extensions() -> list[Extension]:
+    """The extension modules to build; none without Cython. `optional` lets an install go on without a C compiler."""
+    try:
+        from Cython.Build import cythonize
+    except ImportError:
+        return []
+    modules = [
+        Extension(path.removesuffix(".py").replace("/", "."), [path], optional=True)
+        for path in COMPILED
+        if Path(path).exists()
+    ]
+    # An `int` hint read as a C type would clash with the declaration in the .pxd.
+    directives = {"language_level": 3, "annotation_typing": False}
+    built: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
+        modules, build_dir="build/cython", compiler_directives=directives, quiet=True
+    )
+    return built
+
+
+if __name__ == "__main__":
+    setup(ext_modules=extensions())
