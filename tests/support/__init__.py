@@ -1,0 +1,1 @@
+"""What tests share: mounting, layer trees, system calls that `os` lacks."""
