@@ -1,0 +1,47 @@
+# On a fresh Debian 12 machine with git, make and root (or sudo): `make demo` and `make test` install what they need.
+
+.PHONY: help ready build lint test demo clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo   mount a stack of layers with a Debian root in it, and look at it'
+	@echo 'make test   every check there is'
+	@echo 'make build  compile the hot modules beside their sources'
+	@echo 'make clean  remove everything made here'
+
+ifneq ($(shell id -u),0)
+
+ready build lint test demo clean:
+	@exec sudo $(MAKE) --no-print-directory $@
+
+else
+
+PYTHON := .venv/bin/python
+PYTEST := tools/leaves-nothing $(PYTHON) -m pytest -p tests.noskip -p no:cacheprovider --quiet
+
+ready:
+	@tools/bootstrap
+
+build: ready
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+
+lint: build
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy --no-error-summary
+	@.venv/bin/lint-imports --no-logo >build/import-contract || { cat build/import-contract; exit 1; }
+
+test: lint
+	@echo '== the core, from source'
+	@$(PYTEST) -p tests.pure tests/core tests/test_modes.py
+	@echo '== everything, compiled'
+	@$(PYTEST)
+
+demo: build
+	@tools/demo
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find overlayfs_py -name '*.so' -delete
+
+endif
