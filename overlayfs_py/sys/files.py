@@ -11,7 +11,7 @@ from overlayfs_py.sys.paths import fd_path
 
 _UTIME_OMIT = (1 << 30) - 2
 _SYS_FCHMODAT2 = 452
-_LISTING_BUFFER = 256 << 10
+_LISTING_BUFFER = 64 << 10
 
 
 class _Timespec(ctypes.Structure):
