@@ -1,0 +1,6 @@
+#include "../parts.h"
+
+const char *word(void)
+{
+	return WORD;
+}
