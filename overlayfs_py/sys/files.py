@@ -121,7 +121,10 @@ def list_dir(fd: int) -> list[tuple[bytes, int, int]]:
     while True:
         count: int = _getdents64(fd, address, _LISTING_BUFFER)
         if count < 0:
-            raise last_error()
+            error = last_error()
+            if error.errno == errno.EINTR:
+                continue
+            raise error
         if count == 0:
             return entries
         records = ctypes.string_at(address, count)

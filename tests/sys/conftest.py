@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from tests.conftest import Layers
 from tests.support.syscalls import mount, umount
+
+KERNEL = tuple(int(number) for number in re.findall("[0-9]+", os.uname().release)[:2])
+"""The version of the running kernel, as (6, 1)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from overlayfs_py.sys import paths, xattrs
 from tests.conftest import Layers
 from tests.sys.conftest import Place, mounted, opened
 
-STRANGE = b"user.\xff\xfe \xc3"
+# tmpfs has no user.* before Linux 6.6.
+STRANGE = b"trusted.\xff\xfe \xc3"
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def opath(place: Place) -> Iterator[int]:
     os.close(fd)
 
 
-@pytest.mark.parametrize("key", [b"user.a", STRANGE, b"trusted.overlay.opaque", b"security.x"])
+@pytest.mark.parametrize("key", [b"trusted.a", STRANGE, b"security.x"])
 @pytest.mark.parametrize("value", [b"", b"y", b"\0\xff" * 500])
 def test_what_is_set_is_read_listed_and_removed(place: Place, key: bytes, value: bytes) -> None:
     (place.path / "f").touch()
@@ -34,7 +35,7 @@ def test_what_is_set_is_read_listed_and_removed(place: Place, key: bytes, value:
     assert xattrs.list(place.fd, b"f") == []
 
 
-@pytest.mark.parametrize("key", [b"user.a", STRANGE, b"trusted.overlay.opaque"])
+@pytest.mark.parametrize("key", [b"trusted.a", STRANGE])
 def test_an_o_path_descriptor_serves_as_well_as_a_name(place: Place, opath: int, key: bytes) -> None:
     xattrs.fset(opath, key, b"value")
     assert xattrs.fget(opath, key) == b"value"
@@ -48,38 +49,38 @@ def test_a_descriptor_of_an_unlinked_file_serves_too(place: Place) -> None:
     (place.path / "f").touch()
     fd = os.open(place.path / "f", os.O_RDONLY)
     (place.path / "f").unlink()
-    xattrs.fset(fd, b"user.a", b"value")
-    assert xattrs.fget(fd, b"user.a") == b"value"
+    xattrs.fset(fd, b"trusted.a", b"value")
+    assert xattrs.fget(fd, b"trusted.a") == b"value"
     os.close(fd)
 
 
 def test_create_and_replace_are_told_apart(place: Place, opath: int) -> None:
     with pytest.raises(OSError) as missing:
-        xattrs.set(place.fd, b"f", b"user.a", b"1", os.XATTR_REPLACE)
+        xattrs.set(place.fd, b"f", b"trusted.a", b"1", os.XATTR_REPLACE)
     assert missing.value.errno == errno.ENODATA
-    xattrs.set(place.fd, b"f", b"user.a", b"1", os.XATTR_CREATE)
+    xattrs.set(place.fd, b"f", b"trusted.a", b"1", os.XATTR_CREATE)
     with pytest.raises(FileExistsError):
-        xattrs.set(place.fd, b"f", b"user.a", b"2", os.XATTR_CREATE)
+        xattrs.set(place.fd, b"f", b"trusted.a", b"2", os.XATTR_CREATE)
     with pytest.raises(FileExistsError):
-        xattrs.fset(opath, b"user.a", b"2", os.XATTR_CREATE)
-    assert xattrs.fget(opath, b"user.a") == b"1"
-    xattrs.fset(opath, b"user.a", b"3", os.XATTR_REPLACE)
-    assert xattrs.fget(opath, b"user.a") == b"3"
+        xattrs.fset(opath, b"trusted.a", b"2", os.XATTR_CREATE)
+    assert xattrs.fget(opath, b"trusted.a") == b"1"
+    xattrs.fset(opath, b"trusted.a", b"3", os.XATTR_REPLACE)
+    assert xattrs.fget(opath, b"trusted.a") == b"3"
 
 
 def test_unknown_flags_are_einval(place: Place, opath: int) -> None:
     for flags in (os.XATTR_CREATE | os.XATTR_REPLACE, 8):
         with pytest.raises(OSError) as caught:
-            xattrs.fset(opath, b"user.a", b"", flags)
+            xattrs.fset(opath, b"trusted.a", b"", flags)
         assert caught.value.errno == errno.EINVAL
 
 
 def test_a_missing_key_is_enodata(place: Place, opath: int) -> None:
     for call in (
-        lambda: xattrs.get(place.fd, b"f", b"user.no"),
-        lambda: xattrs.fget(opath, b"user.no"),
-        lambda: xattrs.remove(place.fd, b"f", b"user.no"),
-        lambda: xattrs.fremove(opath, b"user.no"),
+        lambda: xattrs.get(place.fd, b"f", b"trusted.no"),
+        lambda: xattrs.fget(opath, b"trusted.no"),
+        lambda: xattrs.remove(place.fd, b"f", b"trusted.no"),
+        lambda: xattrs.fremove(opath, b"trusted.no"),
     ):
         with pytest.raises(OSError) as caught:
             call()
@@ -100,8 +101,15 @@ def test_a_symbolic_link_is_never_followed(place: Place) -> None:
     os.close(fd)
     xattrs.remove(place.fd, b"link", b"trusted.mine")
     assert xattrs.list(place.fd, b"target") == [b"trusted.mine"]
+
+
+def test_user_xattrs_are_for_files_and_directories_alone(disk: Place) -> None:
+    (disk.path / "file").touch()
+    (disk.path / "link").symlink_to("file")
+    xattrs.set(disk.fd, b"file", b"user.\xff", b"value")
+    assert xattrs.list(disk.fd, b"file") == [b"user.\xff"]
     with pytest.raises(PermissionError):
-        xattrs.set(place.fd, b"link", b"user.a", b"")
+        xattrs.set(disk.fd, b"link", b"user.a", b"")
 
 
 def test_the_largest_value_there_can_be_is_read(tmpfs: Place) -> None:
@@ -114,18 +122,18 @@ def test_the_largest_value_there_can_be_is_read(tmpfs: Place) -> None:
 def test_a_value_that_changes_size_while_it_is_read_is_read(place: Place) -> None:
     (place.path / "f").touch()
     values = [b"s", b"l" * 2000]
-    xattrs.set(place.fd, b"f", b"user.a", values[0])
+    xattrs.set(place.fd, b"f", b"trusted.a", values[0])
     done = threading.Event()
 
     def change() -> None:
         while not done.is_set():
             for value in values:
-                xattrs.set(place.fd, b"f", b"user.a", value)
+                xattrs.set(place.fd, b"f", b"trusted.a", value)
 
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        seen = {xattrs.get(place.fd, b"f", b"user.a") for _ in range(20000)}
+        seen = {xattrs.get(place.fd, b"f", b"trusted.a") for _ in range(20000)}
     finally:
         done.set()
         thread.join()
