@@ -1,0 +1,15 @@
+"""All that needs privilege to mount, as a fixed set of operations; standard library only.
+
+kernel       /dev/fuse, mount(2), umount2(2), the table of mounts
+fusermount   the same through the set-user-ID program fusermount3, for users who may not mount
+handover     mount for a daemon: hand it the descriptor, wait until the root answers, or leave nothing behind
+
+A daemon and its helper talk over a socketpair, one word a packet: the daemon says READY; the helper answers MOUNTED
+with the descriptor of the FUSE connection, and at the end ANSWERED, or at any time FAILED with the reason.
+"""
+
+from mount_helper.handover import ANSWERED, FAILED, MAX_WORD, MOUNTED, READY, hand_over
+from mount_helper.request import HelperError, Request
+from mount_helper.unmounting import unmount
+
+__all__ = ["ANSWERED", "FAILED", "MAX_WORD", "MOUNTED", "READY", "HelperError", "Request", "hand_over", "unmount"]

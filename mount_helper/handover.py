@@ -1,0 +1,146 @@
+"""Mounting for a daemon that is ready to serve: the helper's side."""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+from mount_helper import fusermount, kernel
+from mount_helper.request import HelperError, Request, show
+from mount_helper.unmounting import unmount
+
+READY = b"R"
+MOUNTED = b"M"
+ANSWERED = b"A"
+FAILED = b"F"
+MAX_WORD = 65536  # bytes
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TICK = 0.1  # seconds between looks for a signal
+_PATIENCE = 5.0  # seconds for a daemon that was told to end
+
+
+def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, seconds: float) -> bytes:
+    """Mount, send the descriptor to the daemon, and wait at most `seconds` until the root answers.
+
+    The daemon must have said READY. Returns the `major:minor` of the mount. Raises HelperError when any of it fails or
+    a signal asks to stop; then the daemon has been told, has ended, and nothing is mounted.
+    """
+    with _signals_held():
+        try:
+            descriptor = _mount(request)
+        except HelperError as error:
+            _tell(daemon, FAILED + os.fsencode(str(error)))
+            raise
+        device = None
+        probe = 0
+        try:
+            try:
+                device = kernel.topmost(request.mountpoint)
+                if device is None:
+                    raise HelperError(f"{show(request.mountpoint)} was unmounted at once by someone else")
+                socket.send_fds(daemon, [MOUNTED + device], [descriptor])
+            finally:
+                # From here on the connection lives as long as the daemon.
+                os.close(descriptor)
+            probe, answer = _probe(request.mountpoint)
+            try:
+                _wait_for(answer, daemon, seconds)
+            finally:
+                os.close(answer)
+            number = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1])
+            probe = 0
+            if number != 0:
+                raise HelperError(f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}")
+            daemon.send(ANSWERED)
+        except (HelperError, OSError) as error:
+            failure = error if isinstance(error, HelperError) else HelperError(f"the daemon ended: {error.strerror}")
+            _tell(daemon, FAILED + os.fsencode(str(failure)))
+            unmount(request.mountpoint, device, lazy=True, force=True)
+            _end(daemon, daemon_pid, probe)
+            raise failure from error
+    return device
+
+
+def _mount(request: Request) -> int:
+    try:
+        descriptor = kernel.open_device()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
+            return fusermount.mount(request)
+        raise kernel.explain(error, request.mountpoint) from error
+    try:
+        kernel.mount(request, descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno == errno.EPERM:
+            return fusermount.mount(request)
+        raise kernel.explain(error, request.mountpoint) from error
+    return descriptor
+
+
+def _probe(mountpoint: bytes) -> tuple[int, int]:
+    """A child that asks for the attributes of the root, and a pipe that reads its end when the child ends.
+
+    The request cannot be taken back once the daemon has it, so that it must not be made by this process.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        number = 255
+        try:
+            os.stat(mountpoint)
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(number)
+    os.close(writer)
+    return pid, reader
+
+
+def _wait_for(answer: int, daemon: socket.socket, seconds: float) -> None:
+    poller = select.poll()
+    poller.register(answer, select.POLLIN)
+    poller.register(daemon, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if signal.sigpending() & set(_SIGNALS):
+            raise HelperError("interrupted by a signal")
+        speakers = {descriptor for descriptor, _ in poller.poll(_TICK * 1000)}
+        # A daemon that serves says nothing; one that has ended makes the probe end too.
+        if daemon.fileno() in speakers:
+            raise HelperError("the daemon ended before the root answered; see its log")
+        if answer in speakers:
+            return
+    raise HelperError(f"the root did not answer within {seconds:g} seconds")
+
+
+def _end(daemon: socket.socket, daemon_pid: int, probe: int) -> None:
+    """See to it that the daemon ends, and with it whatever waits for it."""
+    poller = select.poll()
+    poller.register(daemon, 0)
+    if not poller.poll(_PATIENCE * 1000):
+        os.kill(daemon_pid, signal.SIGKILL)
+    if probe:
+        os.waitpid(probe, 0)
+
+
+def _tell(daemon: socket.socket, word: bytes) -> None:
+    # A daemon that has ended need not be told.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        daemon.send(word)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Between mount and success a signal must not end this process, or a dead mount would stay behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

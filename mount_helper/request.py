@@ -1,0 +1,32 @@
+"""What to mount, and how to say that it could not be done."""
+
+import dataclasses
+import os
+
+SUBTYPE = b"overlayfs-py"
+
+
+class HelperError(Exception):
+    """The mount, or the unmount, could not be done; the message is one line that says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One FUSE mount. `flags` are the MS_* flags of mount(2); `context` is an SELinux label for every file."""
+
+    mountpoint: bytes
+    source: bytes
+    flags: int
+    allow_other: bool
+    default_permissions: bool
+    context: bytes | None = None
+
+    def fuse_options(self) -> list[bytes]:
+        """The options that the kernel's FUSE and fusermount3 share; fuse(4)."""
+        words = ((b"default_permissions", self.default_permissions), (b"allow_other", self.allow_other))
+        return [word for word, wanted in words if wanted]
+
+
+def show(path: bytes) -> str:
+    """A path as it can stand inside one line of a message."""
+    return "'" + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in os.fsdecode(path)) + "'"

@@ -1,0 +1,25 @@
+"""Unmounting, by whichever of umount2(2) and fusermount3 the caller may use."""
+
+import errno
+
+from mount_helper import fusermount, kernel
+from mount_helper.request import HelperError, show
+
+
+def unmount(mountpoint: bytes, device: bytes | None = None, *, lazy: bool = False, force: bool = False) -> None:
+    """Unmount the topmost mount on `mountpoint`; with `device` (`major:minor`), only if it is that one.
+
+    `lazy` detaches a mount that is in use; `force` aborts its connection first, so that no request waits any longer.
+    Does nothing where nothing is mounted any more. Raises HelperError, also for a mount that is in use.
+    """
+    if device is not None and kernel.topmost(mountpoint) != device:
+        return
+    flags = (kernel.MNT_DETACH if lazy else 0) | (kernel.MNT_FORCE if force else 0)
+    try:
+        kernel.unmount(mountpoint, flags)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            fusermount.unmount(mountpoint, lazy=lazy)
+        elif error.errno not in (errno.EINVAL, errno.ENOENT):
+            # those two mean that it is no mountpoint now
+            raise HelperError(f"cannot unmount {show(mountpoint)}: {error.strerror}") from error

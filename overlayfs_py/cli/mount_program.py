@@ -1,0 +1,151 @@
+"""The program `overlayfs-py`; mount.fuse3, podman, buildah, Docker and containerd call it like fuse-overlayfs."""
+
+import dataclasses
+import os
+import signal
+import sys
+
+from overlayfs_py.config import OPTIONS, parse_options
+from overlayfs_py.errors import ConfigError, OverlayError
+
+USAGE = "usage: overlayfs-py [-f] [-d] [-o OPTION[,OPTION...]]... [SOURCE] MOUNTPOINT"
+
+SWITCHES = {
+    "-o OPTION[,...]": "mount options, listed below",
+    "-f, --foreground": "stay in the foreground, log to standard error",
+    "-d, --debug": "as -f, and log more",
+    "-h, --help": "show this",
+    "-V, --version": "show the version",
+    "-n, -s, -v, -t TYPE": "taken from mount(8), no effect",
+}
+
+_FAILED = 32  # what mount(8) returns for a mount that failed
+_MISUSED = 1
+
+
+@dataclasses.dataclass(slots=True)
+class CommandLine:
+    """What the words of a command line say."""
+
+    options: list[bytes]
+    words: list[bytes]
+    foreground: bool = False
+    debug: bool = False
+    help: bool = False
+    version: bool = False
+
+
+def main() -> int:
+    """Run with the arguments of this process; returns the exit status."""
+    # Until there is a mount to take care of, an interrupt just ends the program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return run([os.fsencode(argument) for argument in sys.argv[1:]])
+    except OverlayError as error:
+        line = "".join(char if char.isprintable() else " " for char in str(error))
+        print(f"overlayfs-py: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        return _MISUSED if isinstance(error, ConfigError) else _FAILED
+
+
+def run(arguments: list[bytes]) -> int:
+    """Do what the arguments, without the program's name, ask for. Raises OverlayError."""
+    command = parse_command_line(arguments)
+    if command.help:
+        print(help_text())
+        return 0
+    if command.version:
+        print(f"overlayfs-py {version()}")
+        return 0
+    if not 1 <= len(command.words) <= 2:
+        raise ConfigError(f"{len(command.words) or 'no'} words where a mountpoint is needed; {USAGE}")
+    config = parse_options(
+        command.options,
+        mountpoint=command.words[-1],
+        source=command.words[0] if len(command.words) == 2 else None,
+        cwd=os.getcwdb(),
+        euid=os.geteuid(),
+    )
+    from overlayfs_py import mounting
+
+    if command.foreground:
+        mounting.serve_in_foreground(config, debug=command.debug)
+    else:
+        mounting.mount(config)
+    return 0
+
+
+def parse_command_line(arguments: list[bytes]) -> CommandLine:
+    """Sort out switches, `-o` arguments and words, which may come in any order. Raises ConfigError."""
+    command = CommandLine([], [])
+    waiting = list(reversed(arguments))
+    while waiting:
+        argument = waiting.pop()
+        if argument == b"--":
+            command.words += reversed(waiting)
+            break
+        if argument.startswith(b"--"):
+            _take_long(command, argument)
+        elif argument.startswith(b"-") and argument != b"-":
+            _take_short(command, argument, waiting)
+        else:
+            command.words.append(argument)
+    return command
+
+
+def _take_long(command: CommandLine, argument: bytes) -> None:
+    if argument == b"--foreground":
+        command.foreground = True
+    elif argument == b"--debug":
+        command.debug = command.foreground = True
+    elif argument == b"--help":
+        command.help = True
+    elif argument == b"--version":
+        command.version = True
+    else:
+        raise ConfigError(f"no switch {os.fsdecode(argument)}; {USAGE}")
+
+
+def _take_short(command: CommandLine, argument: bytes, waiting: list[bytes]) -> None:
+    """One argument may join several letters, and the value of the last one."""
+    for position, letter in enumerate(argument.decode("latin-1")[1:], 2):
+        if letter in "ot":
+            value = argument[position:]
+            if not value:
+                if not waiting:
+                    raise ConfigError(f"switch -{letter} needs a value; {USAGE}")
+                value = waiting.pop()
+            if letter == "o":
+                command.options.append(value)
+            return
+        if letter == "f":
+            command.foreground = True
+        elif letter == "d":
+            command.debug = command.foreground = True
+        elif letter == "h":
+            command.help = True
+        elif letter == "V":
+            command.version = True
+        elif letter not in "nsv":
+            raise ConfigError(f"no switch -{letter}; {USAGE}")
+
+
+def help_text() -> str:
+    """What --help prints: every switch and every option, in one line or two each."""
+    lines = [USAGE, "", "switches:"]
+    lines += [f"  {switch:<20} {meaning}" for switch, meaning in SWITCHES.items()]
+    lines += ["", "options:"]
+    for name, option in OPTIONS.items():
+        form = f"  {name}{option.value}"
+        lines += [f"{form:<34} {option.help}"] if len(form) <= 34 else [form, f"{'':<34} {option.help}"]
+    lines += ["", "Unmount with 'fusermount3 -u MOUNTPOINT' or 'umount MOUNTPOINT'. See overlayfs-py(8)."]
+    return "\n".join(lines)
+
+
+def version() -> str:
+    """The version of the installed package."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("overlayfs-py")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

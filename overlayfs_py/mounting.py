@@ -1,0 +1,308 @@
+"""Mounting: one process becomes the daemon, which opens the layers and serves; another is its helper.
+
+The helper does what takes privilege and waits until the root answers (see mount_helper). In the background the caller
+is the helper and its child the daemon; in the foreground it is the other way round, so that the daemon is the process
+that the user started.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import syslog
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+import mount_helper
+from overlayfs_py.config import MountConfig, check_paths
+from overlayfs_py.errors import ConfigError, LayerError, MountError, OverlayError
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+ANSWER_LIMIT = 30.0
+"""Seconds in which the root must answer once it is mounted."""
+
+GRACE = 10.0
+"""Seconds that those who still use the mount have after a signal to end it."""
+
+_MS_POSIXACL = 1 << 16
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ERRORS: dict[str, type[OverlayError]] = {kind.__name__: kind for kind in (ConfigError, LayerError, MountError)}
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """A live mount and the daemon that serves it, a child of this process."""
+
+    mountpoint: bytes
+    device: bytes
+    """`major:minor`, as in proc_pid_mountinfo(5)."""
+    pid: int
+
+    def unmount(self) -> None:
+        """Unmount, and wait until the daemon is gone; raises MountError, and changes nothing, while it is in use."""
+        try:
+            mount_helper.unmount(self.mountpoint, self.device)
+        except mount_helper.HelperError as error:
+            raise MountError(str(error)) from error
+        os.waitpid(self.pid, 0)
+
+
+def mount(config: MountConfig) -> Mount:
+    """Mount, served by a daemon in the background; returns once the root answers.
+
+    Call it before starting threads, since the daemon is a fork of this process. The daemon logs to the file named by
+    OVERLAYFS_PY_LOG, else to syslog. Raises OverlayError; then nothing is mounted and no process is left.
+    """
+    config = check_paths(config)
+    log_file = os.environ.get("OVERLAYFS_PY_LOG")
+    if log_file:
+        log_file = os.path.abspath(log_file)
+    helper_end, daemon_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    daemon_pid = os.fork()
+    if daemon_pid == 0:
+        _become_daemon(config, daemon_end, log_file)
+    daemon_end.close()
+    try:
+        with helper_end:
+            device = _help(config, helper_end, daemon_pid)
+    except BaseException:
+        os.waitpid(daemon_pid, 0)
+        raise
+    return Mount(config.mountpoint, device, daemon_pid)
+
+
+def serve_in_foreground(config: MountConfig, *, debug: bool = False) -> None:
+    """Mount, and serve from this process until unmounted or told to stop by SIGINT, SIGTERM or SIGHUP.
+
+    For a process that does nothing else: its descriptors are closed, and it logs to standard error. Raises OverlayError
+    before anything is mounted. The process ends by itself, with status 1, when the mount fails later, and with 0 when
+    it is still in use after a signal and GRACE.
+    """
+    config = check_paths(config)
+    helper_end, daemon_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    daemon_pid = os.getpid()
+    helper_pid = os.fork()
+    if helper_pid == 0:
+        _become_helper(config, helper_end, daemon_end, daemon_pid)
+    helper_end.close()
+    _close_all_but(daemon_end.fileno())
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("overlayfs-py: %(message)s"))
+    _log_to(handler, logging.DEBUG if debug else logging.INFO)
+    try:
+        _serve(config, daemon_end, helper_pid)
+    except OverlayError:
+        daemon_end.close()
+        os.waitpid(helper_pid, 0)
+        raise
+
+
+def _become_helper(config: MountConfig, daemon: socket.socket, theirs: socket.socket, daemon_pid: int) -> NoReturn:
+    status = 1
+    try:
+        theirs.close()
+        _help(config, daemon, daemon_pid)
+        status = 0
+    except OverlayError:
+        # The daemon has been told and says it.
+        status = 1
+    finally:
+        os._exit(status)
+
+
+def _help(config: MountConfig, daemon: socket.socket, daemon_pid: int) -> bytes:
+    """Wait until the daemon has its layers open, then mount for it. Raises the daemon's error, or MountError."""
+    word = daemon.recv(mount_helper.MAX_WORD)
+    if word != mount_helper.READY:
+        kind, _, message = os.fsdecode(word.removeprefix(mount_helper.FAILED)).partition(" ")
+        raise _ERRORS.get(kind, MountError)(message or "the daemon ended before it was ready; see its log")
+    flags = config.mount_flags
+    if not config.noacl:
+        # This leaves the umask to the filesystem, since a default ACL takes its place; fuse_fill_super_common.
+        flags |= _MS_POSIXACL
+    request = mount_helper.Request(
+        mountpoint=config.mountpoint,
+        source=os.fsencode(config.fsname),
+        flags=flags,
+        allow_other=config.allow_other or config.allow_root,
+        default_permissions=config.default_permissions,
+        context=os.fsencode(config.context) if config.context is not None and _has_selinux() else None,
+    )
+    try:
+        return mount_helper.hand_over(request, daemon, daemon_pid, seconds=ANSWER_LIMIT)
+    except mount_helper.HelperError as error:
+        raise MountError(str(error)) from error
+
+
+def _become_daemon(config: MountConfig, helper: socket.socket, log_file: str | None) -> NoReturn:
+    status = 1
+    try:
+        _detach(helper.fileno())
+        _log_to(_file_handler(log_file) if log_file else _Syslog(), logging.INFO)
+        _serve(config, helper, None)
+        status = 0
+    except OverlayError as error:
+        # A helper that has ended need not be told.
+        with contextlib.suppress(BrokenPipeError):
+            helper.send(mount_helper.FAILED + os.fsencode(f"{type(error).__name__} {error}"))
+    except Exception:
+        log.exception("unexpected error; the daemon ends")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _detach(kept: int) -> None:
+    """Leave the caller's session, directory, signal handlers, and descriptors except the one to keep."""
+    # These descriptors are no longer what objects of the caller may still close when they are collected.
+    gc.freeze()
+    for number in (*_STOP_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    _close_all_but(kept)
+
+
+def _close_all_but(kept: int) -> None:
+    """Close every descriptor but the standard ones and `kept`."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != kept:
+            # The listing's own descriptor was among them.
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -> None:
+    """Open the layers, have them mounted, and serve until unmounted. Raises OverlayError before that."""
+    os.umask(0)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    open_overlay, serve = _load()
+    _warn(config)
+    with contextlib.closing(open_overlay(config)) as overlay:
+        # From here on these wait for the watcher.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        connection, device = _ask_for_connection(helper)
+        answered = threading.Event()
+        watcher = threading.Thread(
+            target=_watch, args=(config.mountpoint, device, helper, helper_pid, answered), name="watcher", daemon=True
+        )
+        watcher.start()
+        try:
+            serve(overlay, connection)
+        except BaseException:
+            # A mount that nobody serves would answer every call with ENOTCONN.
+            mount_helper.unmount(config.mountpoint, device, lazy=True)
+            raise
+        # Unmounted before the helper was content: the watcher ends this process.
+        answered.wait()
+
+
+def _load() -> "tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]":
+    """The core and the engine, loaded by the daemon alone, since they take longer than all the rest."""
+    try:
+        from overlayfs_py.core.overlay import Overlay
+        from overlayfs_py.engines.portable import serve
+    except ImportError as error:
+        raise MountError(f"the engine cannot be loaded: {error}") from error
+    return Overlay.open, serve
+
+
+def _warn(config: MountConfig) -> None:
+    for option in config.unknown:
+        log.warning("option %s has no effect here; ignored", option)
+    if config.context is not None and not _has_selinux():
+        log.warning("option context has no effect without SELinux; ignored")
+
+
+def _ask_for_connection(helper: socket.socket) -> tuple[int, bytes]:
+    """Say that the layers are open; returns the FUSE connection and the `major:minor` of its mount."""
+    try:
+        helper.send(mount_helper.READY)
+        word, descriptors, _, _ = socket.recv_fds(helper, mount_helper.MAX_WORD, 1)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise MountError("the mount helper ended") from error
+    if not word.startswith(mount_helper.MOUNTED) or not descriptors:
+        raise MountError(os.fsdecode(word.removeprefix(mount_helper.FAILED)) or "the mount helper ended")
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0], word.removeprefix(mount_helper.MOUNTED)
+
+
+def _watch(
+    mountpoint: bytes, device: bytes, helper: socket.socket, helper_pid: int | None, answered: threading.Event
+) -> None:
+    """Wait for the helper's verdict, then for a signal to stop; a thread of the daemon."""
+    with helper:
+        word = helper.recv(mount_helper.MAX_WORD)
+    if helper_pid is not None:
+        os.waitpid(helper_pid, 0)
+    if word != mount_helper.ANSWERED:
+        log.error("%s", os.fsdecode(word.removeprefix(mount_helper.FAILED)) or "the mount helper was killed")
+        _unmount_lazily(mountpoint, device)
+        os._exit(1)
+    answered.set()
+    number = signal.sigwait(_STOP_SIGNALS)
+    log.info("unmounting on %s", signal.Signals(number).name)
+    _unmount_lazily(mountpoint, device)
+    signal.sigtimedwait(_STOP_SIGNALS, GRACE)
+    log.warning("%s was still in use; those who use it get errors now", os.fsdecode(mountpoint))
+    logging.shutdown()
+    os._exit(0)
+
+
+def _unmount_lazily(mountpoint: bytes, device: bytes) -> None:
+    try:
+        mount_helper.unmount(mountpoint, device, lazy=True)
+    except mount_helper.HelperError as error:
+        log.error("%s", error)
+
+
+def _has_selinux() -> bool:
+    """Whether the kernel labels files; mount(8) too drops the option where it does not."""
+    return os.path.exists("/sys/fs/selinux/enforce")
+
+
+class _Syslog(logging.Handler):
+    """Records to syslog(3), which says nothing where no logger runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        syslog.openlog("overlayfs-py", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        priority = (
+            syslog.LOG_ERR
+            if record.levelno >= logging.ERROR
+            else syslog.LOG_WARNING
+            if record.levelno >= logging.WARNING
+            else syslog.LOG_INFO
+        )
+        for line in self.format(record).splitlines():
+            syslog.syslog(priority, line.encode(errors="backslashreplace").decode())
+
+
+def _file_handler(path: str) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise MountError(f"cannot open the log file {path}: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s overlayfs-py[%(process)d]: %(levelname)s: %(message)s"))
+    return handler
+
+
+def _log_to(handler: logging.Handler, level: int) -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    logging.getLogger("overlayfs_py").setLevel(level)
