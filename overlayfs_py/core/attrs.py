@@ -1,0 +1,155 @@
+"""Changing attributes and extended attributes: copy up, then change the upper object."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import acl, copyup, objects, owners
+from overlayfs_py.core.create import ACL_ACCESS, ACL_DEFAULT
+from overlayfs_py.core.files import without_set_ids
+from overlayfs_py.core.nodes import Node
+from overlayfs_py.core.requests import Attr, Caller, Changes, Steps
+from overlayfs_py.sys import files, xattrs
+from overlayfs_py.sys.paths import fd_path
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+_ACLS = (ACL_ACCESS, ACL_DEFAULT)
+
+
+def getattr(fs: Overlay, node: Node) -> Attr:
+    """The attributes the mount shows of a node."""
+    return objects.attr(fs, node)
+
+
+def setattr(fs: Overlay, caller: Caller, node: Node, changes: Changes) -> Steps[Attr]:
+    """chmod, chown, truncate and utimensat in one; the kernel has checked that the caller may.
+
+    Raises what those raise, and what copying up raises; then nothing is changed.
+    """
+    yield from copyup.copy_up(fs, node, data=changes.size is not None, keep=changes.size)
+    if changes.size is not None:
+        fd = fs.files.fd(node, write=True)
+        os.ftruncate(fd, changes.size)
+    with objects.reached(fs, node) as fd:
+        mode = changes.mode
+        if changes.size is not None and caller.uid != 0 and mode is None:
+            before = stat.S_IMODE(os.fstat(fd).st_mode)
+            cleared = without_set_ids(before)
+            mode = cleared if cleared != before else None
+        if changes.uid is not None or changes.gid is not None or mode is not None:
+            if mode is not None and node.kind == stat.S_IFLNK:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            owners.change(fs, fd, uid=changes.uid, gid=changes.gid, mode=mode)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            files.futimens(fd, changes.atime_ns, changes.mtime_ns)
+    return objects.attr(fs, node)
+
+
+def readlink(fs: Overlay, node: Node) -> bytes:
+    """The target of a symbolic link; EINVAL for anything else."""
+    with objects.reached(fs, node) as fd:
+        return os.readlink(b"", dir_fd=fd)
+
+
+def getxattr(fs: Overlay, node: Node, key: bytes) -> bytes:
+    """The value of an extended attribute. Raises ENODATA; EOPNOTSUPP for ACLs in a mount without."""
+    if fs.config.noacl and key in _ACLS:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    with objects.reached(fs, node) as fd:
+        value = xattrs.fget(fd, fs.marks.to_disk(key))
+    if key in _ACLS and not fs.ids.identity:
+        return _mapped(value, fs.ids.uid_to_shown, fs.ids.gid_to_shown)
+    return value
+
+
+def listxattr(fs: Overlay, node: Node) -> list[bytes]:
+    """The names of all extended attributes, without the overlay's own."""
+    with objects.reached(fs, node) as fd:
+        try:
+            keys = xattrs.flist(fd)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # a layer without xattrs
+            return []
+    override = objects.real_of(node).layer.override
+    return [
+        fs.marks.to_shown(key)
+        for key in keys
+        if not fs.marks.hidden(key) and key != override and not (fs.config.noacl and key in _ACLS)
+    ]
+
+
+def setxattr(fs: Overlay, caller: Caller, node: Node, key: bytes, value: bytes, flags: int = 0) -> Steps[None]:
+    """Set an extended attribute; `flags` are XATTR_CREATE (EEXIST if there) and XATTR_REPLACE (ENODATA if not).
+
+    An access ACL set by someone outside the owning group clears set-group-id, as on other filesystems (acl(5)).
+    """
+    if key in _ACLS:
+        if fs.config.noacl:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        if not fs.ids.identity:
+            value = _mapped(value, fs.ids.uid_to_disk, fs.ids.gid_to_disk)
+    disk_key = fs.marks.to_disk(key)
+    _check_flags(fs, node, disk_key, flags)
+    yield from copyup.copy_up(fs, node, data=False)
+    with objects.reached(fs, node) as fd:
+        xattrs.fset(fd, disk_key, value, flags)
+        if key == ACL_ACCESS and caller.uid != 0:
+            st = os.fstat(fd)
+            if st.st_mode & stat.S_ISGID and st.st_gid not in caller_groups(caller):
+                os.chmod(fd_path(fd), stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+
+
+def _check_flags(fs: Overlay, node: Node, disk_key: bytes, flags: int) -> None:
+    """Refuse before copying up what the flags will refuse after it."""
+    if not flags:
+        return
+    with objects.reached(fs, node) as fd:
+        try:
+            xattrs.fget(fd, disk_key)
+            present = True
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+            present = False
+    if flags & os.XATTR_CREATE and present:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    if flags & os.XATTR_REPLACE and not present:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+
+def removexattr(fs: Overlay, node: Node, key: bytes) -> Steps[None]:
+    """Remove an extended attribute; ENODATA where there is none, and then nothing is copied up."""
+    disk_key = fs.marks.to_disk(key)
+    fs.writable()
+    with objects.reached(fs, node) as fd:
+        xattrs.fget(fd, disk_key)
+    yield from copyup.copy_up(fs, node, data=False)
+    with objects.reached(fs, node) as fd:
+        xattrs.fremove(fd, disk_key)
+
+
+def caller_groups(caller: Caller) -> set[int]:
+    """All groups of the calling process; its own only, where it has gone meanwhile (proc(5), /proc/PID/status)."""
+    groups = {caller.gid}
+    try:
+        with open(f"/proc/{caller.pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Groups:"):
+                    groups.update(int(word) for word in line.split()[1:])
+    except (FileNotFoundError, ProcessLookupError):
+        return groups
+    return groups
+
+
+def _mapped(value: bytes, uid: owners.Translate, gid: owners.Translate) -> bytes:
+    try:
+        return acl.map_ids(value, uid, gid)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error

@@ -1,0 +1,306 @@
+"""Copy-up: an object of a lower layer gets its copy in the upper one, all at once or not at all.
+
+The copy is built in the work directory: data, owner, xattrs, mode, times, then the marks. One link or rename makes it
+visible, and only then does memory change. Source: fs/overlayfs/copy_up.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import index, lookup, objects, owners
+from overlayfs_py.core.ids import OVERRIDE_KEYS
+from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.core.requests import Job, Steps
+from overlayfs_py.core.work import Staged
+from overlayfs_py.sys import copying, files, xattrs
+from overlayfs_py.sys.paths import fd_path
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+# Copying this much takes less time than handing it to a thread.
+_IN_PLACE_BYTES = 64 << 10
+
+
+def copy_up(fs: Overlay, node: Node, *, data: bool = True, keep: int | None = None) -> Steps[None]:
+    """Give `node` its place in the upper layer, its parents first; nothing to do where it has one.
+
+    Without `data` a metacopy will do, if the mount makes them. `keep` bounds how many bytes of the data are needed, for
+    a caller that truncates next.
+    """
+    fs.writable()
+    while node.upper is None and node.pinned < 0:
+        if not node.removed:
+            assert node.parent is not None
+            copy_up_dirs(fs, node.parent)
+        if node.kind == stat.S_IFDIR:
+            copy_up_dirs(fs, node)
+        elif node.kind == stat.S_IFREG:
+            yield from _copy_up_file(fs, node, data=data, keep=keep)
+        else:
+            _copy_up_special(fs, node)
+    if data:
+        while node.metacopy:
+            yield from _copy_up_data(fs, node, keep=keep)
+
+
+def copy_up_dirs(fs: Overlay, node: Node) -> None:
+    """Give the directory `node` and all above it their places in the upper layer."""
+    chain = []
+    at: Node | None = node
+    while at is not None and at.upper is None:
+        chain.append(at)
+        at = at.parent
+    for directory in reversed(chain):
+        _copy_up_dir(fs, directory)
+
+
+def copy_up_name(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[None]:
+    """Copy up, and see that `name` in `parent` is one of the names the object has in the upper layer.
+
+    Only objects in the index may be in the upper layer under some of their names alone.
+    """
+    yield from copy_up(fs, node, data=False)
+    if not node.indexed:
+        return
+    copy_up_dirs(fs, parent)
+    assert parent.upper is not None
+    if lookup.entry(fs, parent.upper, name) is None:
+        _, st = lookup.lower_entries(fs, parent.lowers, name)
+        before = os.fstat(fs.dir_fd(parent))
+        index.link_up(fs, node, parent, name, lower_nlink=st.st_nlink if st is not None else node.nlink)
+        _mark_impure(fs, parent)
+        _restore_times(fs, parent, before)
+
+
+def _copy_up_dir(fs: Overlay, node: Node) -> None:
+    work = fs.writable()
+    parent = node.parent
+    if node.removed or parent is None or parent.upper is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), node.name)
+    lower = node.lowers[0]
+    staged = work.stage_dir()
+    try:
+        st = os.fstat(fs.dirs.fd(lower))
+        _copy_metadata(fs, lower, fs.dirs.fd(lower), staged.fd, st)
+        _set_origin(fs, staged.fd, index.origin_of(fs, lower))
+        files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
+        upper_ino = os.fstat(staged.fd).st_ino
+        _publish(fs, staged, parent, node.name)
+    finally:
+        staged.close()
+    node.upper = Real(parent.upper.layer, parent.upper, node.name)
+    node.upper_ino = upper_ino
+
+
+def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes) -> None:
+    """Make a finished copy visible as `name`; the parent's times stay, as nothing in it seems to change."""
+    _mark_impure(fs, parent)
+    before = os.fstat(fs.dir_fd(parent))
+    staged.publish(fs.dir_fd(parent), name)
+    _restore_times(fs, parent, before)
+
+
+def _restore_times(fs: Overlay, parent: Node, before: os.stat_result) -> None:
+    files.futimens(fs.dir_fd(parent), before.st_atime_ns, before.st_mtime_ns)
+
+
+def _mark_impure(fs: Overlay, parent: Node) -> None:
+    mark_impure(fs, fs.dir_fd(parent))
+
+
+def mark_impure(fs: Overlay, dir_fd: int) -> None:
+    """Note on an upper directory that it holds copies: the kernel then asks for their origins when listing it."""
+    if fs.marks.impure not in xattrs.flist(dir_fd):
+        xattrs.fset(dir_fd, fs.marks.impure, b"y")
+
+
+def _set_origin(fs: Overlay, fd: int, origin: bytes | None) -> None:
+    """Note which lower object this is a copy of, so that its inode number stays."""
+    if origin is None:
+        return
+    try:
+        xattrs.fset(fd, fs.marks.origin, origin)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            raise
+        # user.* xattrs don't go on symbolic links and special files: only their inode number is lost on remount
+
+
+def _copy_metadata(fs: Overlay, lower: Real, source: int, target: int, st: os.stat_result) -> None:
+    """Owner, xattrs with ACLs, and mode. A change of owner clears set-id bits and capabilities, so it comes first.
+
+    The mode is set again after the ACL, as an ACL of the lower layer may disagree with it.
+    """
+    uid, gid, mode, rdev = owners.on_disk(lower.layer, source, st)
+    owners.set_new(fs, target, uid, gid, mode, rdev)
+    _copy_xattrs(fs, source, target)
+    if not stat.S_ISLNK(mode):
+        owners.set_mode(fs, target, stat.S_IMODE(mode))
+
+
+def _copy_xattrs(fs: Overlay, source: int, target: int) -> None:
+    try:
+        keys = xattrs.flist(source)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        # a layer without xattrs
+        return
+    for key in keys:
+        if fs.marks.hidden(key) or key in OVERRIDE_KEYS:
+            continue
+        try:
+            value = xattrs.fget(source, key)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            # some filesystems list what they only make up on request
+            continue
+        try:
+            xattrs.fset(target, key, value)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or key.startswith((b"system.posix_acl", b"security.")):
+                raise
+            # as the kernel has it: an upper that can't hold an xattr is no reason to refuse the change, unless it
+            # guards access
+
+
+def _copy_up_special(fs: Overlay, node: Node) -> None:
+    work = fs.writable()
+    lower = node.lowers[0]
+    with objects.reached(fs, node) as source:
+        st = os.fstat(source)
+        if node.kind == stat.S_IFLNK:
+            staged = work.stage_symlink(os.readlink(b"", dir_fd=source))
+        else:
+            staged = work.stage_node(stat.S_IFMT(st.st_mode), st.st_rdev)
+        try:
+            _copy_metadata(fs, lower, source, staged.fd, st)
+            files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
+            _place(fs, node, lower, staged, st)
+        finally:
+            staged.close()
+
+
+def _copy_up_file(fs: Overlay, node: Node, *, data: bool, keep: int | None) -> Steps[None]:
+    pending = fs.copying.get(node)
+    if pending is not None:
+        yield from _await(pending)
+        return
+    work = fs.writable()
+    lower = node.lowers[0]
+    with objects.reached(fs, node) as source:
+        st = os.fstat(source)
+        size = st.st_size if keep is None else min(keep, st.st_size)
+        bare = not data and fs.metacopy and st.st_size > 0
+        staged = work.stage_file(0o600)
+        try:
+            if bare:
+                os.ftruncate(staged.fd, st.st_size)
+                xattrs.fset(staged.fd, fs.marks.metacopy, b"")
+            elif size:
+                yield from _copy_data(fs, node, node.lowers[-1], staged.fd, size)
+            _copy_metadata(fs, lower, source, staged.fd, st)
+            files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
+            if node.upper is None and node.pinned < 0:
+                _place(fs, node, lower, staged, st, metacopy=bare)
+        finally:
+            staged.close()
+
+
+def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> Steps[None]:
+    """Copy the first `size` bytes of `real`, and see that they are on disk before the copy is made visible."""
+    source = objects.open_file(fs, real, os.O_RDONLY)
+    try:
+
+        def run() -> None:
+            copying.copy_data(source, target, size)
+            if fs.sync:
+                os.fsync(target)
+
+        job = Job(run)
+        if size <= _IN_PLACE_BYTES and not fs.sync:
+            job.execute()
+        fs.copying[node] = job
+        try:
+            yield from _await(job)
+        finally:
+            del fs.copying[node]
+    finally:
+        os.close(source)
+
+
+def _await(job: Job) -> Steps[None]:
+    if not job.finished:
+        yield job
+    if job.error is not None:
+        raise job.error
+
+
+def _place(
+    fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_result, *, metacopy: bool = False
+) -> None:
+    """Commit the copy of anything but a directory: to the index where it is hard-linked, and to its name."""
+    if node.removed:
+        # No name leads to it any more; it lives as long as it is referred to.
+        node.upper_ino = os.fstat(staged.fd).st_ino
+        node.pinned = staged.detach()
+        node.metacopy = metacopy
+        fs.files.drop(node)
+        return
+    parent = node.parent
+    assert parent is not None and parent.upper is not None
+    linked = st.st_nlink > 1
+    origin = index.origin_of(fs, lower) if fs.index is not None or not linked else None
+    _set_origin(fs, staged.fd, origin)
+    upper = Real(parent.upper.layer, parent.upper, node.name)
+    if linked and fs.index is not None and origin is not None:
+        xattrs.fset(staged.fd, fs.marks.nlink, b"L+0")
+        upper = Real(fs.index, fs.index.root, index.entry_name(origin))
+        staged.link(fs.index.fd, upper.name)
+        node.indexed = True
+        node.nlink = st.st_nlink
+    upper_ino = os.fstat(staged.fd).st_ino
+    try:
+        _publish(fs, staged, parent, node.name)
+    except OSError:
+        if node.indexed:
+            os.unlink(upper.name, dir_fd=upper.layer.fd)
+            node.indexed = False
+        raise
+    node.upper = upper
+    node.upper_ino = upper_ino
+    node.metacopy = metacopy
+    if not metacopy:
+        node.lowers = ()
+    fs.files.drop(node)
+
+
+def _copy_up_data(fs: Overlay, node: Node, *, keep: int | None) -> Steps[None]:
+    """Give a metacopy of the upper layer its data.
+
+    It is written into the very file, which stays a metacopy, its data the lower one's, until all of it is there.
+    """
+    pending = fs.copying.get(node)
+    if pending is not None:
+        yield from _await(pending)
+        return
+    with objects.reached(fs, node) as fd:
+        st = os.fstat(fd)
+        size = st.st_size if keep is None else min(keep, st.st_size)
+        target = os.open(fd_path(fd), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if size:
+                yield from _copy_data(fs, node, node.lowers[-1], target, size)
+            files.futimens(fd, st.st_atime_ns, st.st_mtime_ns)
+            xattrs.fremove(fd, fs.marks.metacopy)
+        finally:
+            os.close(target)
+    node.metacopy = False
+    node.lowers = ()
+    fs.files.drop(node)

@@ -1,0 +1,261 @@
+"""New objects: files, directories, symbolic links, special files, hard links.
+
+Where the caller is the daemon's own user, the system call in the upper directory does everything at once. For anyone
+else the object is built in the work directory, with its owner, ACL and mode, and then published.
+Source: fs/overlayfs/dir.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import acl, copyup, index, lookup, marks, objects, owners
+from overlayfs_py.core.files import File
+from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.core.requests import Caller, Steps
+from overlayfs_py.core.work import Staged, dot_whiteout
+from overlayfs_py.sys import files, xattrs
+from overlayfs_py.sys.rename import RENAME_EXCHANGE
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+ACL_ACCESS = b"system.posix_acl_access"
+ACL_DEFAULT = b"system.posix_acl_default"
+
+
+def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> tuple[Node, File]:
+    """Make a regular file and open it for reading and writing; EEXIST where the name is taken."""
+    over_whiteout = _make_room(fs, parent, name)
+    file_fd = -1
+    if not over_whiteout and _is_own(fs, caller) and not marks.is_dot_name(name):
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.umask(caller.umask)
+        file_fd = os.open(name, flags, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
+    else:
+        staged = fs.writable().stage_file(0o600)
+        try:
+            _finish(fs, caller, parent, staged, stat.S_IFREG | stat.S_IMODE(mode), name)
+            _publish(fs, staged, parent, name, over_whiteout=over_whiteout)
+            file_fd = os.dup(staged.fd)
+        finally:
+            staged.close()
+    try:
+        node = _new_node(fs, parent, name, os.fstat(file_fd))
+    except OSError:
+        os.close(file_fd)
+        raise
+    node.opens += 1
+    fs.files.adopt(node, file_fd, write=True)
+    return node, File(node, clears_set_ids=caller.uid != 0)
+
+
+def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rdev: int) -> Node:
+    """Make a file, FIFO, socket or device. A whiteout device can't be made through the mount: EPERM, as in the kernel.
+
+    Raises EEXIST where the name is taken.
+    """
+    if stat.S_ISCHR(mode) and rdev == marks.WHITEOUT_DEVICE:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+    over_whiteout = _make_room(fs, parent, name)
+    if not over_whiteout and _is_own(fs, caller) and not marks.is_dot_name(name):
+        os.umask(caller.umask)
+        files.make_node(fs.dir_fd(parent), name, mode, rdev)
+    else:
+        work = fs.writable()
+        assert fs.upper is not None
+        plain = stat.S_ISREG(mode) or fs.upper.override is not None
+        staged = work.stage_file(0o600) if plain else work.stage_node(mode, rdev)
+        try:
+            _finish(fs, caller, parent, staged, mode, name, rdev)
+            _publish(fs, staged, parent, name, over_whiteout=over_whiteout)
+        finally:
+            staged.close()
+    return _new_node(fs, parent, name)
+
+
+def symlink(fs: Overlay, caller: Caller, parent: Node, name: bytes, target: bytes) -> Node:
+    """Make a symbolic link to `target`; EEXIST where the name is taken."""
+    over_whiteout = _make_room(fs, parent, name)
+    if not over_whiteout and _is_own(fs, caller):
+        os.symlink(target, name, dir_fd=fs.dir_fd(parent))
+    else:
+        staged = fs.writable().stage_symlink(target)
+        try:
+            _finish(fs, caller, parent, staged, stat.S_IFLNK | 0o777, name)
+            _publish(fs, staged, parent, name, over_whiteout=over_whiteout)
+        finally:
+            staged.close()
+    return _new_node(fs, parent, name)
+
+
+def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> Node:
+    """Make a directory; EEXIST where the name is taken. It is opaque where lower layers could show through."""
+    over_whiteout = _make_room(fs, parent, name)
+    if not over_whiteout and not parent.lowers and _is_own(fs, caller):
+        os.umask(caller.umask)
+        os.mkdir(name, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
+    else:
+        staged = fs.writable().stage_dir()
+        try:
+            _finish(fs, caller, parent, staged, stat.S_IFDIR | stat.S_IMODE(mode), name)
+            if parent.lowers:
+                xattrs.fset(staged.fd, fs.marks.opaque, b"y")
+            if over_whiteout:
+                # A directory can't replace a whiteout by a plain rename; the whiteout goes with the staged name.
+                staged.exchange(fs.dir_fd(parent), name, RENAME_EXCHANGE)
+            else:
+                staged.publish(fs.dir_fd(parent), name)
+        finally:
+            staged.close()
+        _drop_dot_whiteout(fs, parent, name)
+    return _new_node(fs, parent, name)
+
+
+def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
+    """Give `node` the further name `name` in `parent`; EEXIST where it is taken, EMLINK as the upper layer has it."""
+    yield from copyup.copy_up(fs, node, data=False)
+    over_whiteout = _make_room(fs, parent, name)
+    work = fs.writable()
+    if node.indexed:
+        index.note_before_change(fs, node)
+    if marks.is_dot_name(name) and node.kind == stat.S_IFREG:
+        with objects.reached(fs, node) as fd:
+            xattrs.fset(fd, fs.marks.literal, b"y")
+    if node.metacopy:
+        _set_metacopy_redirect(fs, node)
+    upper = objects.real_of(node)
+    target, target_name = fs.dir_fd(parent), name
+    if over_whiteout:
+        target, target_name = work.fd, work.temporary_name()
+    if node.pinned >= 0:
+        # Only a file opened with O_TMPFILE can come back from having no name.
+        files.link_fd(node.pinned, target, target_name)
+    else:
+        assert upper.parent is not None
+        os.link(
+            upper.name,
+            target_name,
+            src_dir_fd=fs.dirs.fd(upper.parent),
+            dst_dir_fd=target,
+            follow_symlinks=False,
+        )
+    if over_whiteout:
+        try:
+            os.rename(target_name, name, src_dir_fd=work.fd, dst_dir_fd=fs.dir_fd(parent))
+        except OSError:
+            work.remove_tree(target_name)
+            raise
+    _drop_dot_whiteout(fs, parent, name)
+    if parent.lowers:
+        copyup.mark_impure(fs, fs.dir_fd(parent))
+    if node.indexed:
+        node.nlink += 1
+    node.add_name(parent, name)
+    return node
+
+
+def _set_metacopy_redirect(fs: Overlay, node: Node) -> None:
+    """A metacopy that gets another name must say by path where its data is."""
+    if node.redirect is not None and node.redirect.startswith(b"/"):
+        return
+    redirect = b"/" + node.lowers[-1].path()
+    with objects.reached(fs, node) as fd:
+        xattrs.fset(fd, fs.marks.redirect, redirect)
+    node.redirect = redirect
+
+
+def _make_room(fs: Overlay, parent: Node, name: bytes) -> bool:
+    """Copy up the parent, and see that `name` is free; whether a whiteout is there that must be replaced."""
+    fs.writable()
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if parent.removed:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    copyup.copy_up_dirs(fs, parent)
+    assert parent.upper is not None
+    try:
+        os.stat(name, dir_fd=fs.dir_fd(parent), follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if lookup.entry(fs, parent.upper, name) is lookup.WHITEOUT:
+        return True
+    # An AUFS-style mark is not shown either, but replacing it would bring back what it hides.
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+
+
+def _is_own(fs: Overlay, caller: Caller) -> bool:
+    """Whether a system call of the daemon makes just what `caller` would make on a plain filesystem."""
+    assert fs.upper is not None
+    return (
+        caller.uid == os.geteuid() and caller.gid == os.getegid() and fs.ids.identity and fs.upper.override is None
+    )
+
+
+def _finish(
+    fs: Overlay, caller: Caller, parent: Node, staged: Staged, mode: int, name: bytes, rdev: int = 0
+) -> None:
+    """Owner, ACLs and mode of a new object, as its parent and the umask have them (acl(5), umask(2))."""
+    parent_attr = objects.attr(fs, parent)
+    uid, gid = owners.creator(fs, caller)
+    if parent_attr.mode & stat.S_ISGID:
+        _, gid = owners.on_disk_owner(fs, parent)
+        if stat.S_ISDIR(mode):
+            mode |= stat.S_ISGID
+    default = None if stat.S_ISLNK(mode) else _default_acl(fs, parent)
+    access = None
+    if default is None:
+        if not stat.S_ISLNK(mode):
+            mode &= ~caller.umask
+    else:
+        permissions, access = acl.inherit(default, mode & 0o777)
+        mode = mode & ~0o777 | permissions
+    owners.set_new(fs, staged.fd, uid, gid, mode, rdev)
+    if access is not None:
+        xattrs.fset(staged.fd, ACL_ACCESS, access)
+    if default is not None and stat.S_ISDIR(mode):
+        xattrs.fset(staged.fd, ACL_DEFAULT, default)
+    if marks.is_dot_name(name) and stat.S_ISREG(os.fstat(staged.fd).st_mode):
+        xattrs.fset(staged.fd, fs.marks.literal, b"y")
+
+
+def _default_acl(fs: Overlay, parent: Node) -> bytes | None:
+    try:
+        return xattrs.fget(fs.dir_fd(parent), ACL_DEFAULT)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        # no default ACL, or a filesystem without ACLs
+        return None
+
+
+def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes, *, over_whiteout: bool) -> None:
+    staged.publish(fs.dir_fd(parent), name, replace=over_whiteout)
+    _drop_dot_whiteout(fs, parent, name)
+
+
+def _drop_dot_whiteout(fs: Overlay, parent: Node, name: bytes) -> None:
+    """Remove an AUFS-style whiteout that the new object of this name supersedes."""
+    work = fs.writable()
+    if work.whiteouts == "device":
+        return
+    try:
+        os.unlink(dot_whiteout(name), dir_fd=fs.dir_fd(parent))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+        # there was none
+
+
+def _new_node(fs: Overlay, parent: Node, name: bytes, st: os.stat_result | None = None) -> Node:
+    assert parent.upper is not None
+    if st is None:
+        st = os.stat(name, dir_fd=fs.dir_fd(parent), follow_symlinks=False)
+    upper = Real(parent.upper.layer, parent.upper, name)
+    found = lookup.Found(st, upper, (), fs.numbers.number(st.st_dev, st.st_ino))
+    return lookup.node_for(fs, parent, name, found)
+
+

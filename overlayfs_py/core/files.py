@@ -1,0 +1,181 @@
+"""Open files: reading and writing what a node's data is at the moment, whatever it was when the file was opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import copyup, objects
+from overlayfs_py.core.nodes import Node
+from overlayfs_py.core.requests import Caller, Job, Steps
+from overlayfs_py.sys import paths
+from overlayfs_py.sys.paths import fd_path
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+
+
+class File:
+    """A file that a process has open. Its descriptor is the node's, so that all see the same data.
+
+    `clears_set_ids` says whether a write through it takes set-user-id and set-group-id away: the writer has no
+    CAP_FSETID, as far as can be told.
+    """
+
+    __slots__ = ("clears_set_ids", "node")
+
+    def __init__(self, node: Node, *, clears_set_ids: bool) -> None:
+        self.node = node
+        self.clears_set_ids = clears_set_ids
+
+
+class FileCache:
+    """One descriptor per node whose data is in use, at most `limit`, least recently used ones closed first.
+
+    A closed one is opened again on demand. Where the daemon could not do that, as the file's mode forbids it, the
+    descriptor stays until the last handle goes.
+    """
+
+    __slots__ = ("entries", "fs", "kept", "limit")
+
+    def __init__(self, fs: Overlay, limit: int) -> None:
+        self.fs = fs
+        self.limit = limit
+        # Node to descriptor and whether it is open for writing too.
+        self.entries: OrderedDict[Node, tuple[int, bool]] = OrderedDict()
+        self.kept: dict[Node, tuple[int, bool]] = {}
+
+    def fd(self, node: Node, *, write: bool) -> int:
+        """A descriptor of the node's data, good until the next call."""
+        held = self.entries.get(node) or self.kept.get(node)
+        if held is not None and (held[1] or not write):
+            if node in self.entries:
+                self.entries.move_to_end(node)
+            return held[0]
+        fd = self._open(node, write=write)
+        self.adopt(node, fd, write=write)
+        return fd
+
+    def adopt(self, node: Node, fd: int, *, write: bool) -> None:
+        """Take over a descriptor of the node's data in place of the one there is."""
+        self.drop(node)
+        if os.geteuid() != 0 and node.opens:
+            self.kept[node] = (fd, write)
+            return
+        self.entries[node] = (fd, write)
+        if len(self.entries) > self.limit:
+            _, (oldest, _) = self.entries.popitem(last=False)
+            os.close(oldest)
+
+    def _open(self, node: Node, *, write: bool) -> int:
+        flags = os.O_RDWR if write else os.O_RDONLY
+        if node.metacopy:
+            return objects.open_file(self.fs, node.lowers[-1], flags)
+        if node.pinned >= 0:
+            return os.open(fd_path(node.pinned), flags | os.O_CLOEXEC)
+        return objects.open_file(self.fs, node.upper or node.lowers[-1], flags)
+
+    def drop(self, node: Node) -> None:
+        """Close the descriptor of a node whose data has moved, or that nobody uses any more."""
+        for table in (self.entries, self.kept):
+            held = table.pop(node, None)
+            if held is not None:
+                os.close(held[0])
+
+    def close(self) -> None:
+        for fd, _ in (*self.entries.values(), *self.kept.values()):
+            os.close(fd)
+        self.entries.clear()
+        self.kept.clear()
+
+
+def open_file(fs: Overlay, caller: Caller, node: Node, flags: int) -> Steps[File]:
+    """Open a regular file with the flags of open(2); writing copies it up first. O_TRUNC is obeyed.
+
+    Raises EROFS in a mount that changes nothing, and what copying up raises.
+    """
+    file = File(node, clears_set_ids=caller.uid != 0)
+    if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        yield from copyup.copy_up(fs, node, keep=0 if flags & os.O_TRUNC else None)
+        fd = fs.files.fd(node, write=True)
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
+    else:
+        fs.files.fd(node, write=False)
+    node.opens += 1
+    return file
+
+
+def read(fs: Overlay, file: File, offset: int, size: int) -> bytes:
+    """Up to `size` bytes at `offset`; fewer only at the end of the file."""
+    return os.pread(fs.files.fd(file.node, write=False), size, offset)
+
+
+def write(fs: Overlay, file: File, offset: int, data: bytes) -> int:
+    """Write at `offset`; the number of bytes written, all of them unless the disk is full."""
+    return os.pwrite(fs.files.fd(file.node, write=True), data, offset)
+
+
+def clear_set_ids(fs: Overlay, file: File) -> bool:
+    """Take set-user-id, and set-group-id of an executable, from a file someone unprivileged writes to (chmod(2)).
+
+    To be called before the write. Returns whether there was anything to take: the kernel's cached mode is wrong then.
+    """
+    if not file.clears_set_ids:
+        return False
+    fd = fs.files.fd(file.node, write=True)
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    cleared = without_set_ids(mode)
+    if cleared == mode:
+        return False
+    os.fchmod(fd, cleared)
+    return True
+
+
+def without_set_ids(mode: int) -> int:
+    """`mode` as a write or a change of owner leaves it; set-group-id without group execution is no privilege."""
+    cleared = mode & ~stat.S_ISUID
+    return cleared & ~stat.S_ISGID if mode & stat.S_IXGRP else cleared
+
+
+def release(fs: Overlay, file: File) -> None:
+    """The last descriptor of an open file is closed."""
+    node = file.node
+    node.opens -= 1
+    if not node.opens:
+        fs.files.drop(node)
+
+
+def fsync(fs: Overlay, file: File, *, data_only: bool) -> Steps[None]:
+    """Bring a file to disk; nothing to do for one that is not in the upper layer, or in a volatile mount."""
+    node = file.node
+    if not fs.sync or (node.upper is None and node.pinned < 0) or node.metacopy:
+        return
+    fd = os.dup(fs.files.fd(node, write=False))
+    try:
+        yield from sync_job(fd, data_only=data_only)
+    finally:
+        os.close(fd)
+
+
+def sync_job(fd: int, *, data_only: bool) -> Steps[None]:
+    """Hand out the fsync(2) or fdatasync(2) of `fd` as a job, and raise what it raised."""
+    job = Job(lambda: (os.fdatasync if data_only else os.fsync)(fd))
+    yield job
+    if job.error is not None:
+        raise job.error
+
+
+def fsync_dir(fs: Overlay, node: Node, *, data_only: bool) -> Steps[None]:
+    """As fsync, for a directory."""
+    if not fs.sync or node.upper is None:
+        return
+    fd = paths.open_dir_read(fs.dir_fd(node))
+    try:
+        yield from sync_job(fd, data_only=data_only)
+    finally:
+        os.close(fd)

@@ -1,0 +1,186 @@
+"""The layers of a mount: opening them, telling their filesystems apart, numbering their inodes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+
+from overlayfs_py.core.ids import layer_override_key
+from overlayfs_py.core.marks import Marks
+from overlayfs_py.core.nodes import Real
+from overlayfs_py.errors import LayerError
+from overlayfs_py.sys import handles, paths, xattrs
+
+_NULL_UUID = bytes(16)
+
+
+class Layer:
+    """One directory of the stack, held open by its root; `index` 0 is the upper layer, 1 the topmost lower.
+
+    A layer on a filesystem without a UUID has the null UUID, as the kernel's overlayfs writes it.
+    """
+
+    __slots__ = ("data_only", "dev", "fd", "index", "inode_of", "override", "path", "root", "uuid", "xattr_whiteouts")
+
+    def __init__(self, path: bytes, index: int, *, data_only: bool = False) -> None:
+        """Open the layer at `path`; raises LayerError where that is no directory that can be read."""
+        try:
+            # The caller chose this path, links and all; from here on nothing resolves through one.
+            self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LayerError(f"cannot open the layer {os.fsdecode(path)}: {error.strerror}") from error
+        try:
+            st = os.fstat(self.fd)
+            self.path = path
+            self.index = index
+            self.data_only = data_only
+            self.dev = st.st_dev
+            self.root = Real(self, None, b"")
+            self.uuid = handles.filesystem_uuid(self.fd) or _NULL_UUID
+            self.inode_of = _handle_decoder(self.fd, st.st_ino)
+            self.xattr_whiteouts = False
+            self.override: bytes | None = None
+        except OSError as error:
+            os.close(self.fd)
+            raise LayerError(f"cannot read the layer {os.fsdecode(path)}: {error.strerror}") from error
+
+    def read_marks(self, marks: Marks) -> None:
+        """Learn from the root's xattrs whether the layer may hold xattr whiteouts, and where it keeps its owners."""
+        try:
+            keys = xattrs.flist(self.fd)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # a filesystem without xattrs: neither
+            return
+        self.xattr_whiteouts = marks.read_dir(self.fd).xattr_whiteouts
+        self.override = layer_override_key(keys)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+Decoder = Callable[[bytes], int]
+
+
+def _handle_decoder(fd: int, inode: int) -> Decoder | None:
+    """How to read the inode number out of a file handle of this filesystem, tried on the handle of `fd`.
+
+    The layouts are those of fs/exportfs and of xfs, btrfs and tmpfs; None where none of them fits.
+    """
+    try:
+        _, handle = handles.file_handle(fd, b"")
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EOVERFLOW):
+            raise
+        # a filesystem that gives no handles has no origins either
+        return None
+    for decoder in (_ino64_first, _ino32_first, _ino32_second):
+        try:
+            if decoder(handle) == inode:
+                return decoder
+        except struct.error:
+            continue
+    return None
+
+
+def _ino32_first(handle: bytes) -> int:
+    return int(struct.unpack_from("=I", handle)[0])
+
+
+def _ino64_first(handle: bytes) -> int:
+    return int(struct.unpack_from("=Q", handle)[0])
+
+
+def _ino32_second(handle: bytes) -> int:
+    """tmpfs: the generation comes first."""
+    low, high = struct.unpack_from("=II", handle, 4)
+    return int(high) << 32 | int(low)
+
+
+class Numbers:
+    """Inode numbers that are one number space for all filesystems of the stack, and the same in every mount of it.
+
+    A number is the real inode number with the filesystem's place in the stack in its uppermost bits, as with the
+    kernel's xino; where the real number needs those bits, both are mixed. With `bits` 32 they are always folded.
+    """
+
+    __slots__ = ("bits", "filesystems", "shift")
+
+    def __init__(self, layers: list[Layer], *, bits: int) -> None:
+        self.filesystems: dict[int, int] = {}
+        for layer in layers:
+            self.filesystems.setdefault(layer.dev, len(self.filesystems))
+        self.bits = bits
+        # One bit more than these need, as a layer may hold further filesystems.
+        self.shift = bits - (len(self.filesystems) * 2 - 1).bit_length() if len(self.filesystems) > 1 else bits - 1
+
+    def number(self, dev: int, inode: int) -> int:
+        place = self.filesystems.setdefault(dev, len(self.filesystems))
+        if inode >> self.shift or place >> (self.bits - self.shift):
+            return self._mix(place, inode)
+        return place << self.shift | inode
+
+    def _mix(self, place: int, inode: int) -> int:
+        mixed = (inode ^ place << 56) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+        return mixed >> (64 - self.bits)
+
+
+class DirCache:
+    """Descriptors of directories in layers, at most `limit` of them, least recently used ones closed first.
+
+    They are O_PATH and stay good while their directory moves. The descriptor returned may be closed by the next call
+    for another directory but one: use two at most, at once.
+    """
+
+    __slots__ = ("fds", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.fds: OrderedDict[Real, int] = OrderedDict()
+        self.limit = max(limit, 4)
+
+    def fd(self, real: Real) -> int:
+        """A descriptor of the directory `real`; raises OSError where it is gone or no directory any more."""
+        if real.parent is None:
+            return real.layer.fd
+        fd = self.fds.get(real)
+        if fd is not None:
+            self.fds.move_to_end(real)
+            return fd
+        names = [real.name]
+        ancestor = real.parent
+        start = -1
+        while ancestor.parent is not None:
+            start = self.fds.get(ancestor, -1)
+            if start >= 0:
+                break
+            names.append(ancestor.name)
+            ancestor = ancestor.parent
+        if start < 0:
+            start = ancestor.layer.fd
+        if len(names) == 1:
+            fd = paths.open_dir_at(start, names[0])
+        else:
+            names.reverse()
+            fd = paths.open_beneath(start, b"/".join(names), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        self.fds[real] = fd
+        if len(self.fds) > self.limit:
+            _, oldest = self.fds.popitem(last=False)
+            os.close(oldest)
+        return fd
+
+    def drop(self, real: Real) -> None:
+        """Close the descriptor of a directory that is about to go."""
+        fd = self.fds.pop(real, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()

@@ -1,0 +1,352 @@
+"""Which object a name leads to: whiteouts, opaque directories, redirects, metacopies and hard links decided.
+
+Source: Documentation/filesystems/overlayfs.rst, fs/overlayfs/namei.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from overlayfs_py.core import index, marks
+from overlayfs_py.core.nodes import Node, Real
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+_NAME_MAX = 255
+_REDIRECT_MAX = 256
+
+
+class _Whiteout:
+    """What `entry` answers where a whiteout hides the name."""
+
+
+WHITEOUT = _Whiteout()
+
+
+class Found(NamedTuple):
+    """What a name leads to, before it is a node."""
+
+    st: os.stat_result
+    upper: Real | None
+    lowers: tuple[Real, ...]
+    number: int
+    redirect: bytes | None = None
+    metacopy: bool = False
+    indexed: bool = False
+    nlink: int = 0
+
+
+def lookup(fs: Overlay, parent: Node, name: bytes) -> Node:
+    """The node that `name` in `parent` leads to.
+
+    Raises ENOENT, ENAMETOOLONG; EPERM for a redirect that may not be followed; EIO for a metacopy without its data.
+    """
+    if parent.children is not None:
+        known = parent.children.get(name)
+        if known is not None:
+            return known
+    found = find(fs, parent, name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return node_for(fs, parent, name, found)
+
+
+def find(fs: Overlay, parent: Node, name: bytes) -> Found | None:
+    """Look `name` up in the layers of the directory `parent`; None where nothing is visible."""
+    if len(name) > _NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if parent.removed:
+        return None
+    if parent.upper is not None:
+        st = entry(fs, parent.upper, name)
+        if isinstance(st, _Whiteout):
+            return None
+        if st is not None:
+            upper = Real(parent.upper.layer, parent.upper, name)
+            if stat.S_ISDIR(st.st_mode):
+                return _upper_dir(fs, parent, upper, st)
+            return _upper_file(fs, parent, upper, st)
+    lowers, st = lower_entries(fs, parent.lowers, name)
+    if st is None:
+        return None
+    found = Found(st, None, lowers, fs.numbers.number(st.st_dev, st.st_ino))
+    if fs.index is not None and st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+        return index.find(fs, found) or found
+    return found
+
+
+def _upper_dir(fs: Overlay, parent: Node, upper: Real, st: os.stat_result) -> Found:
+    own = fs.marks.read_dir(fs.dirs.fd(upper))
+    lowers: tuple[Real, ...] = ()
+    lower_st = None
+    redirect = None
+    if not own.opaque and not _dot_opaque(fs, upper):
+        if own.redirect:
+            redirect = _checked_redirect(fs, own.redirect)
+            lowers, lower_st = redirected_entries(fs, parent.lowers, redirect, above=0)
+        else:
+            lowers, lower_st = lower_entries(fs, parent.lowers, upper.name)
+        if lower_st is not None and not stat.S_ISDIR(lower_st.st_mode):
+            lowers, lower_st = (), None
+    shown = lower_st or st
+    return Found(st, upper, lowers, fs.numbers.number(shown.st_dev, shown.st_ino), redirect)
+
+
+def _upper_file(fs: Overlay, parent: Node, upper: Real, st: os.stat_result) -> Found:
+    own = fs.marks.read_file(fs.dirs.fd(upper.parent or upper), upper.name)
+    lowers: tuple[Real, ...] = ()
+    metacopy = own.metacopy and stat.S_ISREG(st.st_mode)
+    if metacopy:
+        lowers = _metacopy_data(fs, parent.lowers, upper, own.redirect)
+    number = origin_number(fs, own.origin) or fs.numbers.number(st.st_dev, st.st_ino)
+    found = Found(st, upper, lowers, number, own.redirect if metacopy else None, metacopy)
+    if own.nlink is not None and own.origin is not None and fs.index is not None:
+        return index.find_upper(fs, found, own)
+    return found
+
+
+def origin_number(fs: Overlay, origin: bytes | None) -> int:
+    """The inode number of the lower object an `origin` mark names; 0 where it can't be told."""
+    unpacked = marks.unpack_handle(origin) if origin else None
+    if unpacked is None:
+        return 0
+    _, handle, uuid = unpacked
+    layer = fs.origins.get(uuid)
+    if layer is None or layer.inode_of is None:
+        return 0
+    try:
+        return fs.numbers.number(layer.dev, layer.inode_of(handle))
+    except struct.error:
+        # a handle too short for this filesystem: junk
+        return 0
+
+
+def entry(fs: Overlay, base: Real, name: bytes) -> os.stat_result | _Whiteout | None:
+    """What one layer's directory `base` says of `name`: its attributes, a whiteout, or nothing."""
+    dir_fd = fs.dirs.fd(base)
+    try:
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return WHITEOUT if has_dot_whiteout(fs, dir_fd, name) else None
+    if marks.is_whiteout(st):
+        return WHITEOUT
+    if marks.is_dot_name(name) and stat.S_ISREG(st.st_mode) and not fs.marks.is_literal(dir_fd, name):
+        return None
+    if base.layer.xattr_whiteouts and st.st_size == 0 and stat.S_ISREG(st.st_mode):
+        if fs.marks.is_xattr_whiteout(dir_fd, name):
+            return WHITEOUT
+    return st
+
+
+def has_dot_whiteout(fs: Overlay, dir_fd: int, name: bytes) -> bool:
+    """Whether an AUFS-style whiteout of `name` is in the directory open at `dir_fd`."""
+    mark = marks.DOT_WHITEOUT + name
+    if len(mark) > _NAME_MAX:
+        return False
+    try:
+        st = os.stat(mark, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(st.st_mode) and not fs.marks.is_literal(dir_fd, mark)
+
+
+def _dot_opaque(fs: Overlay, real: Real) -> bool:
+    """Whether an AUFS-style mark ends the stack at the directory `real`: opaque within, or a whiteout beside it."""
+    assert real.parent is not None
+    try:
+        os.stat(marks.DOT_OPAQUE, dir_fd=fs.dirs.fd(real), follow_symlinks=False)
+        return True
+    except FileNotFoundError:
+        return has_dot_whiteout(fs, fs.dirs.fd(real.parent), real.name)
+
+
+def lower_entries(
+    fs: Overlay, dirs: Sequence[Real], name: bytes
+) -> tuple[tuple[Real, ...], os.stat_result | None]:
+    """What `name` is in the lower directories `dirs`, topmost first, with the attributes of the topmost.
+
+    A directory is all the directories it merges; anything else is itself and, where it is a metacopy, its data.
+    """
+    found: list[Real] = []
+    first: os.stat_result | None = None
+    for position, base in enumerate(dirs):
+        st = entry(fs, base, name)
+        if st is None:
+            continue
+        if isinstance(st, _Whiteout):
+            break
+        real = Real(base.layer, base, name)
+        if not stat.S_ISDIR(st.st_mode):
+            if not found:
+                return _lower_file(fs, dirs[position + 1 :], real, st), st
+            break
+        found.append(real)
+        first = first or st
+        if position + 1 == len(dirs) and base.layer is fs.lower_roots[-1].layer:
+            break
+        own = fs.marks.read_dir(fs.dirs.fd(real))
+        if own.opaque or _dot_opaque(fs, real):
+            break
+        if own.redirect:
+            redirect = _checked_redirect(fs, own.redirect)
+            below, below_st = redirected_entries(fs, dirs[position + 1 :], redirect, above=base.layer.index)
+            if below_st is not None and stat.S_ISDIR(below_st.st_mode):
+                found.extend(below)
+            break
+    return tuple(found), first
+
+
+def redirected_entries(
+    fs: Overlay, siblings: Sequence[Real], redirect: bytes, *, above: int
+) -> tuple[tuple[Real, ...], os.stat_result | None]:
+    """As lower_entries, for the object a redirect names: a path from the root of the layers below `above`, or a name
+    beside it."""
+    if not redirect.startswith(b"/"):
+        return lower_entries(fs, siblings, redirect)
+    dirs: Sequence[Real] = [root for root in fs.lower_roots if root.layer.index > above]
+    *parents, name = redirect.strip(b"/").split(b"/")
+    for part in parents:
+        dirs, st = lower_entries(fs, dirs, part)
+        if st is None or not stat.S_ISDIR(st.st_mode):
+            return (), None
+    return lower_entries(fs, dirs, name)
+
+
+def _checked_redirect(fs: Overlay, redirect: bytes) -> bytes:
+    """Refuse a redirect that may not be followed (EPERM) or makes no sense (EIO)."""
+    if not fs.follow_redirects:
+        raise OSError(errno.EPERM, "refusing to follow a redirect: redirect_dir=nofollow", redirect)
+    parts = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+    if any(part in (b"", b".", b"..") or b"/" in part or len(part) > _NAME_MAX for part in parts):
+        raise OSError(errno.EIO, "a redirect that is no path", redirect)
+    return redirect
+
+
+def _lower_file(fs: Overlay, below: Sequence[Real], real: Real, st: os.stat_result) -> tuple[Real, ...]:
+    if not stat.S_ISREG(st.st_mode) or not st.st_size:
+        return (real,)
+    assert real.parent is not None
+    own = fs.marks.read_file(fs.dirs.fd(real.parent), real.name)
+    if not own.metacopy:
+        return (real,)
+    return (real, *_metacopy_data(fs, below, real, own.redirect))
+
+
+def _metacopy_data(fs: Overlay, below: Sequence[Real], real: Real, redirect: bytes | None) -> tuple[Real, ...]:
+    """Where the data of the metacopy `real` lives: in a lower layer, or by an absolute redirect in a data-only one.
+
+    Raises EPERM for a redirect where metacopy=on was not asked for, EIO where there is no such file.
+    """
+    if redirect:
+        if not fs.metacopy:
+            raise OSError(errno.EPERM, "refusing to follow a metacopy's redirect without metacopy=on", redirect)
+        _checked_path(redirect)
+        reals, st = redirected_entries(fs, below, redirect, above=real.layer.index)
+        if st is None and redirect.startswith(b"/"):
+            reals, st = _data_only_entry(fs, redirect)
+    else:
+        reals, st = lower_entries(fs, below, real.name)
+    if st is None or not stat.S_ISREG(st.st_mode):
+        raise OSError(errno.EIO, "a metacopy without data below it", real.name)
+    return reals[-1:]
+
+
+def _checked_path(redirect: bytes) -> None:
+    parts = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+    if any(part in (b"", b".", b"..") or b"/" in part for part in parts):
+        raise OSError(errno.EIO, "a redirect that is no path", redirect)
+
+
+def _data_only_entry(fs: Overlay, redirect: bytes) -> tuple[tuple[Real, ...], os.stat_result | None]:
+    for layer in fs.data_layers:
+        base = layer.root
+        *parents, name = redirect.strip(b"/").split(b"/")
+        for part in parents:
+            base = Real(layer, base, part)
+        try:
+            st = os.stat(name, dir_fd=fs.dirs.fd(base), follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            # not in this layer
+            continue
+        return (Real(layer, base, name),), st
+    return (), None
+
+
+def node_for(fs: Overlay, parent: Node, name: bytes, found: Found) -> Node:
+    """The node of what was found: the one another name of the same object already has, or a new one."""
+    kind = stat.S_IFMT(found.st.st_mode)
+    upper_ino = found.st.st_ino if found.upper is not None else 0
+    if kind != stat.S_IFDIR:
+        known = fs.nodes.by_id.get(found.number)
+        if known is not None and _same_object(fs, known, kind, upper_ino, found):
+            known.add_name(parent, name)
+            if known.pinned >= 0 and found.upper is not None:
+                known.upper = found.upper
+                os.close(known.pinned)
+                known.pinned = -1
+            return known
+    node = Node(kind, parent, name, found.upper, found.lowers)
+    node.upper_ino = upper_ino
+    node.redirect = found.redirect
+    node.metacopy = found.metacopy
+    node.indexed = found.indexed
+    node.nlink = found.nlink
+    fs.nodes.add(node, found.number)
+    if parent.children is None:
+        parent.children = {}
+    parent.children[name] = node
+    return node
+
+
+def _same_object(fs: Overlay, known: Node, kind: int, upper_ino: int, found: Found) -> bool:
+    """Whether a node with the number of what was found is the same hard-linked object, and may be one node with it."""
+    if known.kind != kind:
+        return False
+    if found.indexed and known.indexed:
+        return True
+    if known.upper is not None or found.upper is not None:
+        return known.upper_ino == upper_ino and found.st.st_nlink > 1
+    # Without an index these names part on copy-up, so they are one object only while nothing can be copied up.
+    return found.st.st_nlink > 1 and (fs.index is not None or fs.work is None)
+
+
+def lower_positive(fs: Overlay, parent: Node, name: bytes) -> bool:
+    """Whether `name` would show something of the lower layers if the upper layer had nothing there."""
+    for base in parent.lowers:
+        st = entry(fs, base, name)
+        if isinstance(st, _Whiteout):
+            return False
+        if st is not None:
+            return True
+    return False
+
+
+def forget(fs: Overlay, node: Node, count: int) -> None:
+    """Take back `count` of the kernel's references; a node without any, and with nothing below it, goes."""
+    node.lookups -= count
+    while node.lookups <= 0 and not node.opens and not node.children and node.parent is not None:
+        parent = node.parent
+        for above, name in node.names():
+            if above.children is not None and above.children.get(name) is node:
+                del above.children[name]
+        release(fs, node)
+        node = parent
+
+
+def release(fs: Overlay, node: Node) -> None:
+    """Let go of what a node holds; it must be out of every directory."""
+    fs.nodes.discard(node)
+    fs.files.drop(node)
+    if node.pinned >= 0:
+        os.close(node.pinned)
+        node.pinned = -1
+    if node.kind == stat.S_IFDIR:
+        for real in (node.upper, *node.lowers):
+            if real is not None:
+                fs.dirs.drop(real)

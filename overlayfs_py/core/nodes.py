@@ -1,0 +1,139 @@
+"""What the overlay knows of each object: where it lives in the layers, what leads to it, who refers to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.layers import Layer
+
+ROOT_ID = 1
+
+
+class Real:
+    """An object in one layer, named by the chain of names that leads to it from the layer's root.
+
+    The chain holds objects, not strings: when a directory of the upper layer moves, everything below it has moved.
+    """
+
+    __slots__ = ("layer", "name", "parent")
+
+    def __init__(self, layer: Layer, parent: Real | None, name: bytes) -> None:
+        self.layer = layer
+        self.parent = parent
+        self.name = name
+
+    def path(self) -> bytes:
+        """Its path below the layer's root, empty for the root itself."""
+        names = []
+        real: Real | None = self
+        while real is not None and real.parent is not None:
+            names.append(real.name)
+            real = real.parent
+        names.reverse()
+        return b"/".join(names)
+
+
+class Node:
+    """One object of the merged tree: what the kernel knows by one node id.
+
+    A directory merges `upper` and all of `lowers`, topmost first. Any other object is `upper`, or else `lowers[0]`;
+    where `metacopy` is set, its data is still that of `lowers[-1]`.
+    """
+
+    __slots__ = (
+        "aliases",
+        "children",
+        "id",
+        "indexed",
+        "kind",
+        "lookups",
+        "lowers",
+        "metacopy",
+        "name",
+        "nlink",
+        "opens",
+        "parent",
+        "pinned",
+        "redirect",
+        "removed",
+        "upper",
+        "upper_ino",
+    )
+
+    def __init__(
+        self, kind: int, parent: Node | None, name: bytes, upper: Real | None, lowers: tuple[Real, ...]
+    ) -> None:
+        self.id = 0
+        self.kind = kind
+        self.parent = parent
+        self.name = name
+        self.upper = upper
+        self.lowers = lowers
+        self.children: dict[bytes, Node] | None = None
+        # Further names of a hard-linked object; the first one is (parent, name).
+        self.aliases: list[tuple[Node, bytes]] | None = None
+        self.lookups = 0
+        self.opens = 0
+        # An object that no name of the upper layer leads to, but that is still referred to, keeps a descriptor.
+        self.pinned = -1
+        self.removed = False
+        self.redirect: bytes | None = None
+        # The link count of an object in the index counts names in all layers, so the disk's own doesn't serve.
+        self.indexed = False
+        self.nlink = 0
+        self.upper_ino = 0
+        self.metacopy = False
+
+    def names(self) -> list[tuple[Node, bytes]]:
+        """Every (parent, name) known to lead here; empty when removed."""
+        if self.removed or self.parent is None:
+            return []
+        return [(self.parent, self.name), *(self.aliases or ())]
+
+    def add_name(self, parent: Node, name: bytes) -> None:
+        if self.removed:
+            self.removed = False
+            self.parent, self.name = parent, name
+        elif (parent, name) not in self.names():
+            self.aliases = [*(self.aliases or ()), (parent, name)]
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = self
+
+    def drop_name(self, parent: Node, name: bytes) -> None:
+        """Forget that this name leads here; with the last one the node counts as removed."""
+        if parent.children is not None and parent.children.get(name) is self:
+            del parent.children[name]
+        rest = [pair for pair in self.names() if pair != (parent, name)]
+        if rest:
+            (self.parent, self.name), *others = rest
+            self.aliases = others or None
+        else:
+            self.removed = True
+
+
+class NodeTable:
+    """Every node the kernel may name, by node id; the one place where ids come from.
+
+    The id is the object's inode number wherever it is free, as an engine may have to show one as the other.
+    """
+
+    __slots__ = ("by_id", "fresh", "limit")
+
+    def __init__(self, *, bits: int) -> None:
+        self.by_id: dict[int, Node] = {}
+        self.limit = 1 << bits
+        self.fresh = self.limit - 1
+
+    def add(self, node: Node, number: int) -> None:
+        """Give `node` the id `number`, or one nobody has where that is taken or reserved."""
+        while number <= ROOT_ID or number >= self.limit or number in self.by_id:
+            number = self.fresh
+            self.fresh -= 1
+        node.id = number
+        self.by_id[number] = node
+
+    def discard(self, node: Node) -> None:
+        if self.by_id.get(node.id) is node:
+            del self.by_id[node.id]

@@ -1,0 +1,52 @@
+"""Every operation the overlay knows, by the name of the request that asks for it.
+
+One table: each engine handles each row, or declares it unsupported; a test holds them to it. Operations that may block
+are generators (requests.Steps); the others answer at once. Row names are those of the FUSE protocol, in lower case.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from overlayfs_py.core import attrs, create, files, lookup, readdir, remove, rename
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+
+def statfs(fs: Overlay) -> os.statvfs_result:
+    """The upper layer's filesystem, or the topmost lower's in a mount without one (statvfs(3))."""
+    return os.fstatvfs((fs.upper or fs.lower_roots[0].layer).fd)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "lookup": lookup.lookup,
+    "forget": lookup.forget,
+    "getattr": attrs.getattr,
+    "setattr": attrs.setattr,
+    "readlink": attrs.readlink,
+    "mknod": create.mknod,
+    "mkdir": create.mkdir,
+    "symlink": create.symlink,
+    "link": create.link,
+    "create": create.create,
+    "unlink": remove.unlink,
+    "rmdir": remove.rmdir,
+    "rename": rename.rename,
+    "open": files.open_file,
+    "read": files.read,
+    "write": files.write,
+    "release": files.release,
+    "fsync": files.fsync,
+    "opendir": readdir.open_dir,
+    "readdir": readdir.listing,
+    "releasedir": readdir.release_dir,
+    "fsyncdir": files.fsync_dir,
+    "statfs": statfs,
+    "getxattr": attrs.getxattr,
+    "setxattr": attrs.setxattr,
+    "listxattr": attrs.listxattr,
+    "removexattr": attrs.removexattr,
+}

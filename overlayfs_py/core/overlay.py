@@ -1,0 +1,213 @@
+"""A mount as an object: its stack, its nodes, its descriptors."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import stat
+
+from overlayfs_py.config import MountConfig
+from overlayfs_py.core import ids
+from overlayfs_py.core.files import FileCache
+from overlayfs_py.core.ids import IdMap
+from overlayfs_py.core.layers import DirCache, Layer, Numbers
+from overlayfs_py.core.marks import Marks
+from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable
+from overlayfs_py.core.requests import Job
+from overlayfs_py.core.work import Work
+from overlayfs_py.errors import LayerError
+from overlayfs_py.sys import credentials, paths, xattrs
+
+log = logging.getLogger(__name__)
+
+_MINIMUM_CACHE = 16
+_MAXIMUM_CACHE = 512
+
+
+class Overlay:
+    """The merged tree of one stack of layers. Synchronous, without locks: one caller at a time.
+
+    `upper` and `work` are None in a mount without an upper layer, which changes nothing.
+    """
+
+    __slots__ = (
+        "config",
+        "copying",
+        "data_layers",
+        "dirs",
+        "files",
+        "follow_redirects",
+        "ids",
+        "index",
+        "layers",
+        "lower_roots",
+        "marks",
+        "metacopy",
+        "nodes",
+        "numbers",
+        "origins",
+        "root",
+        "sync",
+        "upper",
+        "work",
+        "write_redirects",
+    )
+
+    def __init__(self, config: MountConfig) -> None:
+        """Open every layer and make the work directory ready.
+
+        Raises LayerError, with one line that says what is wrong, before anything is changed but the work directory.
+        """
+        self.config = config
+        self.layers: list[Layer] = []
+        self.work: Work | None = None
+        self.copying: dict[Node, Job] = {}
+        share = max(_MINIMUM_CACHE, min(_MAXIMUM_CACHE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        self.dirs = DirCache(share)
+        self.files = FileCache(self, share)
+        try:
+            self._open_layers()
+            self._choose_features()
+        except OSError as error:
+            self.close()
+            where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (bytes, str)) else ""
+            raise LayerError(f"cannot make the layers ready: {error.strerror}{where}") from error
+        except LayerError:
+            self.close()
+            raise
+        self.ids = IdMap(
+            config.uidmapping, config.gidmapping, squash_uid=config.squash_uid, squash_gid=config.squash_gid
+        )
+        self.numbers = Numbers(self.layers, bits=32 if config.ino32 else 64)
+        # An origin names its filesystem by UUID; the first layer of each speaks for it.
+        self.origins = {layer.uuid: layer for layer in reversed(self.layers) if layer.inode_of is not None}
+        self.nodes = NodeTable(bits=32 if config.ino32 else 64)
+        upper_root = self.upper.root if self.upper else None
+        self.root = Node(stat.S_IFDIR, None, b"", upper_root, self.lower_roots)
+        self.root.id = ROOT_ID
+        self.root.lookups = 1
+        self.nodes.by_id[ROOT_ID] = self.root
+
+    @classmethod
+    def open(cls, config: MountConfig) -> Overlay:
+        """Open the stack that `config` names; see __init__ for what it raises."""
+        return cls(config)
+
+    def _open_layers(self) -> None:
+        config = self.config
+        self.upper: Layer | None = None
+        if config.upperdir is not None:
+            self.upper = Layer(config.upperdir, 0)
+            self.layers.append(self.upper)
+        lowers: list[Layer] = []
+        for path in config.lowerdirs:
+            lowers.append(Layer(path, len(lowers) + 1))
+            self.layers.append(lowers[-1])
+        self.data_layers: list[Layer] = []
+        for path in config.datadirs:
+            self.data_layers.append(Layer(path, len(lowers) + len(self.data_layers) + 1, data_only=True))
+            self.layers.append(self.data_layers[-1])
+        self.lower_roots = tuple(layer.root for layer in lowers)
+
+    def _choose_features(self) -> None:
+        config = self.config
+        user = config.userxattr or not (
+            credentials.has_capability(credentials.CAP_SYS_ADMIN) and credentials.in_initial_user_namespace()
+        )
+        self.marks = Marks(user=user)
+        self.index: Layer | None = None
+        if config.upperdir is not None:
+            assert config.workdir is not None
+            self.work = Work(config.workdir, write=not config.read_only)
+            if config.read_only:
+                self.work.close()
+                self.work = None
+            else:
+                self._open_work(self.work)
+        redirects = config.redirect_dir or ("nofollow" if user else "on")
+        self.follow_redirects = redirects != "nofollow"
+        self.write_redirects = redirects == "on"
+        self.metacopy = bool(config.metacopy)
+        self.sync = not config.volatile and config.fsync
+        for layer in self.layers:
+            layer.read_marks(self.marks)
+        if self.upper is not None and self.work is not None and config.xattr_permissions:
+            self._keep_owners_in_xattrs(self.upper, ids.override_key(config.xattr_permissions))
+
+    @staticmethod
+    def _keep_owners_in_xattrs(upper: Layer, key: bytes) -> None:
+        """From now on the upper layer keeps owners and modes in xattrs, its root's own to begin with."""
+        if upper.override is None:
+            st = os.fstat(upper.fd)
+            override = ids.Override(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode), stat.S_IFDIR)
+            xattrs.fset(upper.fd, key, ids.format_override(override))
+            upper.override = key
+
+    def _open_work(self, work: Work) -> None:
+        assert self.upper is not None
+        if os.stat(work.fd).st_dev != self.upper.dev:
+            raise LayerError("upperdir and workdir must be on the same filesystem")
+        if not work.exclusive:
+            log.warning("another mount holds the work directory: it is not cleared, and changes may collide")
+        work.probe(self.marks)
+        if self.config.index is not False:
+            self._open_index(work)
+
+    def _open_index(self, work: Work) -> None:
+        """Hard links of lowers are kept through the index where every lower can tell its files by handle."""
+        assert self.upper is not None
+        lowers = [real.layer for real in self.lower_roots]
+        nameless = [layer for layer in lowers if layer.inode_of is None]
+        if nameless:
+            log.warning("no file handles in %s: hard links break on copy-up", os.fsdecode(nameless[0].path))
+            return
+        self.index = work.open_index()
+
+    def close(self) -> None:
+        """Close every descriptor and release the work directory."""
+        self.files.close()
+        self.dirs.close()
+        if hasattr(self, "nodes"):
+            for node in self.nodes.by_id.values():
+                if node.pinned >= 0:
+                    os.close(node.pinned)
+                    node.pinned = -1
+        if self.work is not None:
+            self.work.close()
+            self.work = None
+        for layer in self.layers:
+            layer.close()
+        self.layers = []
+
+    def writable(self) -> Work:
+        """The work directory, for an operation that changes something; EROFS in a mount without an upper layer."""
+        if self.work is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.work
+
+    def node(self, node_id: int) -> Node:
+        """The node the kernel names by this id; ESTALE where there is none, as the kernel was wrong or a handle old."""
+        try:
+            return self.nodes.by_id[node_id]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def set_mark(self, node: Node, key: bytes, value: bytes) -> None:
+        """Set one of our xattrs on a directory of the upper layer."""
+        assert node.upper is not None
+        xattrs.fset(self.dirs.fd(node.upper), key, value)
+
+    def dir_fd(self, node: Node) -> int:
+        """A descriptor of a directory's upper part, which must be there."""
+        assert node.upper is not None
+        if node.pinned >= 0:
+            return node.pinned
+        return self.dirs.fd(node.upper)
+
+    def open_for_reading(self, node: Node) -> int:
+        """A new O_RDONLY descriptor of a directory's topmost part."""
+        if node.pinned >= 0:
+            return paths.open_dir_read(node.pinned)
+        return paths.open_dir_read(self.dirs.fd(node.upper or node.lowers[0]))

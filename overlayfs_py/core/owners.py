@@ -1,0 +1,142 @@
+"""Who owns an object and what its mode is: as its layer stores them, and as the mount shows them.
+
+With `xattr_permissions` both live in an xattr (see ids.Override), and the object itself belongs to the daemon.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import ids, objects
+from overlayfs_py.core.nodes import Node
+from overlayfs_py.core.requests import Caller
+from overlayfs_py.sys import xattrs
+from overlayfs_py.sys.paths import fd_path
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.layers import Layer
+    from overlayfs_py.core.overlay import Overlay
+
+Translate = Callable[[int], int]
+
+# What an object itself is made with where its mode lives in an xattr: the daemon must be able to use it.
+_STORED_DIR_MODE = 0o755
+_STORED_FILE_MODE = 0o755
+
+
+def shown(fs: Overlay, node: Node, st: os.stat_result) -> tuple[int, int, int, int]:
+    """(uid, gid, mode, rdev) the mount shows for a node with these attributes on disk."""
+    uid, gid, mode, rdev = st.st_uid, st.st_gid, st.st_mode, st.st_rdev
+    layer = (node.upper or node.lowers[0]).layer
+    if layer.override is not None:
+        with objects.reached(fs, node) as fd:
+            uid, gid, mode, rdev = on_disk(layer, fd, st)
+    if not fs.ids.identity:
+        uid, gid = fs.ids.uid_to_shown(uid), fs.ids.gid_to_shown(gid)
+    return uid, gid, mode, rdev
+
+
+def on_disk(layer: Layer, fd: int, st: os.stat_result) -> tuple[int, int, int, int]:
+    """(uid, gid, mode, rdev) of an object of `layer` open at `fd`, as the layer means them."""
+    override = read_override(fd, layer.override) if layer.override is not None else None
+    if override is None:
+        return st.st_uid, st.st_gid, st.st_mode, st.st_rdev
+    return override.uid, override.gid, *ids.apply_override(override, st.st_mode, st.st_rdev)
+
+
+def read_override(fd: int, key: bytes) -> ids.Override | None:
+    try:
+        return ids.parse_override(xattrs.fget(fd, key))
+    except ValueError:
+        # junk says nothing: the object is what it is on disk
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        # an object without the xattr is what it is on disk
+        return None
+
+
+def creator(fs: Overlay, caller: Caller) -> tuple[int, int]:
+    """The owner on disk of what `caller` creates."""
+    if fs.ids.identity:
+        return caller.uid, caller.gid
+    return fs.ids.creator_to_disk(caller.uid, caller.gid)
+
+
+def set_new(fs: Overlay, fd: int, uid: int, gid: int, mode: int, rdev: int = 0) -> None:
+    """Give a new object of the upper layer its owner and mode (with its type), by the descriptor `fd`."""
+    assert fs.upper is not None
+    if fs.upper.override is not None:
+        value = ids.format_override(ids.Override(uid, gid, stat.S_IMODE(mode), stat.S_IFMT(mode), rdev))
+        xattrs.fset(fd, fs.upper.override, value)
+        if not stat.S_ISLNK(mode):
+            os.chmod(fd_path(fd), _STORED_DIR_MODE if stat.S_ISDIR(mode) else _STORED_FILE_MODE)
+        return
+    change_owner(fs, fd, uid, gid)
+    if not stat.S_ISLNK(mode):
+        os.chmod(fd_path(fd), stat.S_IMODE(mode))
+
+
+def change_owner(fs: Overlay, fd: int, uid: int, gid: int) -> None:
+    """chown(2) of what `fd` refers to; -1 leaves an id as it is."""
+    try:
+        os.chown(fd_path(fd), uid, gid)
+    except OSError as error:
+        if not fs.ids.squashes or error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        # every owner is shown as one: the change could not be seen if it had worked
+
+
+def set_mode(fs: Overlay, fd: int, mode: int) -> None:
+    """chmod(2) of a new object, whose owner is set already."""
+    assert fs.upper is not None
+    if fs.upper.override is None:
+        os.chmod(fd_path(fd), mode)
+
+
+def change(fs: Overlay, fd: int, *, uid: int | None, gid: int | None, mode: int | None) -> None:
+    """Change owner, group or mode (permission bits) of an object of the upper layer; None leaves it.
+
+    A change of owner clears the set-id bits as chown(2) does, so the mode comes after it.
+    """
+    assert fs.upper is not None
+    key = fs.upper.override
+    if uid is not None:
+        uid = fs.ids.uid_to_disk(uid)
+    if gid is not None:
+        gid = fs.ids.gid_to_disk(gid)
+    if key is not None:
+        _change_override(fd, key, uid, gid, mode)
+        return
+    if uid is not None or gid is not None:
+        change_owner(fs, fd, -1 if uid is None else uid, -1 if gid is None else gid)
+    if mode is not None:
+        os.chmod(fd_path(fd), mode)
+
+
+def _change_override(fd: int, key: bytes, uid: int | None, gid: int | None, mode: int | None) -> None:
+    st = os.fstat(fd)
+    old = read_override(fd, key) or ids.Override(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
+    kept = old.mode
+    if (uid is not None or gid is not None) and not stat.S_ISDIR(st.st_mode):
+        kept &= ~stat.S_ISUID
+        if kept & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+    new = old._replace(
+        uid=old.uid if uid is None else uid,
+        gid=old.gid if gid is None else gid,
+        mode=kept if mode is None else mode,
+    )
+    xattrs.fset(fd, key, ids.format_override(new))
+
+
+def on_disk_owner(fs: Overlay, node: Node) -> tuple[int, int]:
+    """(uid, gid) of a node as its layer means them, before any translation."""
+    with objects.reached(fs, node) as fd:
+        uid, gid, _, _ = on_disk(objects.real_of(node).layer, fd, os.fstat(fd))
+    return uid, gid

@@ -1,0 +1,97 @@
+"""Listing a directory: the names of all its layers, each once, without marks and what they hide."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import lookup, marks
+from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.sys import files, paths
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+_DT_CHR = 2
+_DT_REG = 8
+_DT_UNKNOWN = 0
+
+
+class Dir:
+    """A directory that a process has open: a listing taken at its beginning, so that positions in it stay good while
+    entries come and go."""
+
+    __slots__ = ("names", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.names: list[bytes] | None = None
+
+
+def open_dir(fs: Overlay, node: Node) -> Dir:
+    """Open a directory for listing."""
+    node.opens += 1
+    return Dir(node)
+
+
+def release_dir(fs: Overlay, opened: Dir) -> None:
+    opened.node.opens -= 1
+
+
+def listing(fs: Overlay, opened: Dir, offset: int) -> list[bytes]:
+    """All names of the open directory; read anew at offset 0 (rewinddir(3)), else as they were then."""
+    if opened.names is None or offset == 0:
+        opened.names = names(fs, opened.node)
+    return opened.names
+
+
+def names(fs: Overlay, node: Node) -> list[bytes]:
+    """The names a directory shows, those of the upper layer first; without `.` and `..`."""
+    if node.removed:
+        return []
+    shown: dict[bytes, None] = {}
+    hidden: set[bytes] = set()
+    reals = [real for real in (node.upper, *node.lowers) if real is not None]
+    for real in reals:
+        _merge(fs, real, shown, hidden)
+    return list(shown)
+
+
+def is_empty(fs: Overlay, node: Node) -> bool:
+    return not names(fs, node)
+
+
+def _merge(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]) -> None:
+    """Add what one layer's directory shows below those before it, and note what it hides in those after it."""
+    dir_fd = fs.dirs.fd(real)
+    fd = paths.open_dir_read(dir_fd)
+    try:
+        entries = files.list_dir(fd)
+    finally:
+        os.close(fd)
+    hides: list[bytes] = []
+    for name, _, kind in entries:
+        if name in shown or name in hidden:
+            continue
+        if marks.is_dot_name(name) and _is_dot_mark(fs, dir_fd, name):
+            hides.append(name[len(marks.DOT_WHITEOUT) :])
+        elif kind in (_DT_CHR, _DT_UNKNOWN) or (real.layer.xattr_whiteouts and kind == _DT_REG):
+            if _shows(fs, real, name):
+                shown[name] = None
+            else:
+                hidden.add(name)
+        else:
+            shown[name] = None
+    # A mark hides what is in the layers below, not what is beside it.
+    hidden.update(name for name in hides if name not in shown)
+
+
+def _is_dot_mark(fs: Overlay, dir_fd: int, name: bytes) -> bool:
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    return stat.S_ISREG(st.st_mode) and not fs.marks.is_literal(dir_fd, name)
+
+
+def _shows(fs: Overlay, real: Real, name: bytes) -> bool:
+    st = lookup.entry(fs, real, name)
+    return isinstance(st, os.stat_result)

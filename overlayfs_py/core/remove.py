@@ -1,0 +1,208 @@
+"""Removing names: whiteouts where a lower layer would show through, and objects that live on without a name.
+
+Source: fs/overlayfs/dir.c (ovl_do_remove, ovl_clear_empty).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from overlayfs_py.core import copyup, index, lookup, marks, objects, owners, readdir
+from overlayfs_py.core.ids import OVERRIDE_KEYS
+from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.core.requests import Steps
+from overlayfs_py.core.work import Staged, dot_whiteout
+from overlayfs_py.sys import files, xattrs
+from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+
+if TYPE_CHECKING:
+    from overlayfs_py.core.overlay import Overlay
+
+
+def unlink(fs: Overlay, parent: Node, name: bytes) -> Steps[None]:
+    """Remove a name of anything but a directory. Raises ENOENT, EISDIR, EROFS."""
+    node = lookup.lookup(fs, parent, name)
+    if node.kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    fs.writable()
+    yield from prepare_linked(fs, node, parent, name)
+    _remove(fs, node, parent, name)
+
+
+def rmdir(fs: Overlay, parent: Node, name: bytes) -> Steps[None]:
+    """Remove an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
+    node = lookup.lookup(fs, parent, name)
+    if node.kind != stat.S_IFDIR:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    fs.writable()
+    if not readdir.is_empty(fs, node):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+    _remove(fs, node, parent, name)
+    yield from ()
+
+
+def prepare_linked(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[None]:
+    """Before a name of a hard-linked object goes: note in the index how many names are left.
+
+    A lower object has to be copied up for that, as the index is the only place where its count can be kept.
+    """
+    if node.kind == stat.S_IFDIR or fs.index is None:
+        return
+    if node.indexed or (node.upper is None and objects.stat_node(fs, node).st_nlink > 1):
+        yield from copyup.copy_up_name(fs, node, parent, name)
+        if node.indexed:
+            index.note_before_change(fs, node)
+
+
+def _remove(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
+    """Take `name` away in one step: by a whiteout in its place, or by unlinking it."""
+    whiteout = lookup.lower_positive(fs, parent, name)
+    if whiteout:
+        copyup.copy_up_dirs(fs, parent)
+    present = parent.upper is not None and is_in_upper(fs, parent, name)
+    pinned = pin(fs, node, parent, name)
+    try:
+        if whiteout:
+            _put_whiteout(fs, node, parent, name, present=present)
+        elif present and node.kind == stat.S_IFDIR:
+            _remove_upper_dir(fs, node, parent, name)
+        elif present:
+            os.unlink(name, dir_fd=fs.dir_fd(parent))
+    except OSError:
+        if pinned >= 0:
+            os.close(pinned)
+        raise
+    after_removal(fs, node, parent, name, pinned)
+
+
+def is_in_upper(fs: Overlay, parent: Node, name: bytes) -> bool:
+    """Whether the upper layer has something at `name`, a whiteout device included."""
+    try:
+        os.stat(name, dir_fd=fs.dir_fd(parent), follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _put_whiteout(fs: Overlay, node: Node, parent: Node, name: bytes, *, present: bool) -> None:
+    work = fs.writable()
+    dir_fd = fs.dir_fd(parent)
+    if work.whiteouts == "dot":
+        put_dot_whiteout(fs, parent, name)
+        if present and node.kind == stat.S_IFDIR:
+            _remove_upper_dir(fs, node, parent, name)
+        elif present:
+            os.unlink(name, dir_fd=dir_fd)
+        return
+    if not present and work.whiteouts == "device":
+        files.make_node(dir_fd, name, stat.S_IFCHR, marks.WHITEOUT_DEVICE)
+        return
+    staged = stage_whiteout(fs, parent)
+    try:
+        if present and node.kind == stat.S_IFDIR:
+            staged.exchange(fs.dir_fd(parent), name, RENAME_EXCHANGE)
+        else:
+            staged.publish(fs.dir_fd(parent), name, replace=present)
+    finally:
+        staged.close()
+
+
+def stage_whiteout(fs: Overlay, parent: Node) -> Staged:
+    """A whiteout for the directory `parent`, which is marked as holding such where they are xattrs."""
+    work = fs.writable()
+    if work.whiteouts == "xattr":
+        allow_xattr_whiteouts(fs, parent)
+    return work.stage_whiteout(fs.marks)
+
+
+def allow_xattr_whiteouts(fs: Overlay, parent: Node) -> None:
+    """Mark a directory, and the layer's root, as holding xattr whiteouts (opaque=x)."""
+    assert fs.upper is not None
+    for fd in (fs.upper.fd, fs.dir_fd(parent)):
+        marked = fs.marks.read_dir(fd)
+        if not marked.xattr_whiteouts and not marked.opaque:
+            xattrs.fset(fd, fs.marks.opaque, b"x")
+    fs.upper.xattr_whiteouts = True
+
+
+def put_dot_whiteout(fs: Overlay, parent: Node, name: bytes) -> None:
+    """Make the AUFS-style whiteout of `name`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(dot_whiteout(name), flags, 0o600, dir_fd=fs.dir_fd(parent)))
+
+
+def _remove_upper_dir(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
+    """Remove a directory that shows nothing; whiteouts may still be in it, so it goes out of sight first."""
+    dir_fd = fs.dir_fd(parent)
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+    work = fs.writable()
+    gone = work.temporary_name()
+    renameat2(dir_fd, name, work.fd, gone, RENAME_NOREPLACE)
+    work.remove_tree(gone)
+
+
+def clear_empty(fs: Overlay, node: Node) -> None:
+    """Replace a directory of the upper layer that shows nothing by an empty opaque one, so that it can be renamed over.
+
+    Nothing visible changes; owner, mode, xattrs and times are kept.
+    """
+    parent = node.parent
+    assert node.upper is not None and parent is not None
+    staged = fs.writable().stage_dir()
+    try:
+        with objects.reached(fs, node) as source:
+            st = os.fstat(source)
+            uid, gid, mode, rdev = owners.on_disk(node.upper.layer, source, st)
+            owners.set_new(fs, staged.fd, uid, gid, mode, rdev)
+            for key in xattrs.flist(source):
+                if not fs.marks.hidden(key) and key not in OVERRIDE_KEYS:
+                    xattrs.fset(staged.fd, key, xattrs.fget(source, key))
+            xattrs.fset(staged.fd, fs.marks.opaque, b"y")
+            files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
+        before = os.fstat(fs.dir_fd(parent))
+        staged.exchange(fs.dir_fd(parent), node.name, RENAME_EXCHANGE)
+        files.futimens(fs.dir_fd(parent), before.st_atime_ns, before.st_mtime_ns)
+    finally:
+        staged.close()
+    # The descriptor held is the old directory's.
+    fs.dirs.drop(node.upper)
+    node.lowers = ()
+
+
+def pin(fs: Overlay, node: Node, parent: Node, name: bytes) -> int:
+    """A descriptor that keeps the object of the upper layer reachable when `name`, its last one, goes; -1 if none is
+    needed."""
+    if node.upper is None or node.pinned >= 0 or not (node.lookups or node.opens):
+        return -1
+    if any(pair != (parent, name) for pair in node.names()):
+        return -1
+    if node.indexed and node.nlink > 1:
+        return -1
+    return objects.open_path(fs, node.upper)
+
+
+def after_removal(fs: Overlay, node: Node, parent: Node, name: bytes, pinned: int) -> None:
+    """Tell memory that `name` no longer leads to `node`; `pinned` is what pin() gave."""
+    node.drop_name(parent, name)
+    if node.indexed:
+        node.nlink -= 1
+        index.drop_if_unused(fs, node)
+    if pinned >= 0:
+        node.pinned = pinned
+    elif node.upper is not None and not node.indexed and not node.removed:
+        assert node.parent is not None and node.parent.upper is not None
+        node.upper = Real(node.parent.upper.layer, node.parent.upper, node.name)
+    if node.kind == stat.S_IFDIR:
+        for real in (node.upper, *node.lowers):
+            if real is not None:
+                fs.dirs.drop(real)
+    if not node.lookups and not node.opens and node.removed:
+        lookup.release(fs, node)

@@ -1,0 +1,86 @@
+"""What a request carries beside the objects it names: who asks, what to change, and work that may block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Caller(NamedTuple):
+    """The process a request comes from, as the kernel names it (`struct fuse_in_header`)."""
+
+    uid: int
+    gid: int
+    pid: int
+    umask: int
+
+
+class Changes(NamedTuple):
+    """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(slots=True)
+class Attr:
+    """The attributes of a node as the mount shows them: `struct stat`, times in nanoseconds, blocks of 512 bytes."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    blksize: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Job:
+    """Work that may block, handed out by an operation.
+
+    The engine calls `run` with no lock held and sends the operation on when it has returned, or throws into it what
+    it raised. Several operations may hand out one job: it is run once, and all of them go on after it.
+    """
+
+    __slots__ = ("error", "finished", "run")
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.run = run
+        self.finished = False
+        self.error: OSError | None = None
+
+    def execute(self) -> None:
+        """Run once and keep the outcome; raises nothing but what is no OSError."""
+        try:
+            self.run()
+        except OSError as error:
+            self.error = error
+        self.finished = True
+
+
+Steps = Generator[Job, None, Result]
+"""An operation in steps: each job it yields must be executed before it is resumed."""
+
+
+def drive(steps: Generator[Job, None, Result]) -> Result:
+    """Run an operation to its end, executing its jobs in place: the engine of tests and of the library."""
+    try:
+        while True:
+            job = next(steps)
+            if not job.finished:
+                job.execute()
+    except StopIteration as stop:
+        value: Any = stop.value
+        return value  # type: ignore[no-any-return]
