@@ -81,8 +81,10 @@ class Overlay:
             config.uidmapping, config.gidmapping, squash_uid=config.squash_uid, squash_gid=config.squash_gid
         )
         self.numbers = Numbers(self.layers, bits=32 if config.ino32 else 64)
-        # An origin names its filesystem by UUID; the first layer of each speaks for it.
-        self.origins = {layer.uuid: layer for layer in reversed(self.layers) if layer.inode_of is not None}
+        # An origin names its filesystem by UUID, for which one layer on it speaks.
+        self.origins = {layer.uuid: layer for layer in self.layers if layer.inode_of is not None}
+        for uuid in ambiguous_uuids(self.layers):
+            del self.origins[uuid]
         self.nodes = NodeTable(bits=32 if config.ino32 else 64)
         upper_root = self.upper.root if self.upper else None
         self.root = Node(stat.S_IFDIR, None, b"", upper_root, self.lower_roots)
@@ -159,9 +161,11 @@ class Overlay:
         """Hard links of lowers are kept through the index where every lower can tell its files by handle."""
         assert self.upper is not None
         lowers = [real.layer for real in self.lower_roots]
-        nameless = [layer for layer in lowers if layer.inode_of is None]
+        ambiguous = ambiguous_uuids(lowers)
+        nameless = [layer for layer in lowers if layer.inode_of is None or layer.uuid in ambiguous]
         if nameless:
-            log.warning("no file handles in %s: hard links break on copy-up", os.fsdecode(nameless[0].path))
+            where = os.fsdecode(nameless[0].path)
+            log.warning("files of %s can't be told by handle: hard links break on copy-up", where)
             return
         self.index = work.open_index()
 
@@ -211,3 +215,12 @@ class Overlay:
         if node.pinned >= 0:
             return paths.open_dir_read(node.pinned)
         return paths.open_dir_read(self.dirs.fd(node.upper or node.lowers[0]))
+
+
+def ambiguous_uuids(layers: list[Layer]) -> set[bytes]:
+    """The UUIDs that layers on different filesystems share, as those without one do."""
+    devices: dict[bytes, set[int]] = {}
+    for layer in layers:
+        if layer.inode_of is not None:
+            devices.setdefault(layer.uuid, set()).add(layer.dev)
+    return {uuid for uuid, found in devices.items() if len(found) > 1}
