@@ -105,11 +105,11 @@ class _Draft:
         self.unknown: list[str] = []
         self.fields: dict[str, Any] = {"default_permissions": True}
 
-    def absolute(self, path: bytes) -> bytes:
-        """The path, its escapes removed, absolute from the caller's current directory."""
+    def absolute(self, name: str, path: bytes) -> bytes:
+        """The path that option `name` gives, its escapes removed, absolute from the caller's current directory."""
         path = _unescape(path)
         if not path or b"\0" in path:
-            raise ConfigError("an option names an empty path; give a directory")
+            raise ConfigError(f"option {name} needs the path of a directory")
         return os.path.join(self.cwd, path)
 
 
@@ -356,23 +356,23 @@ def _split_layers(value: bytes) -> tuple[list[bytes], list[bytes]]:
 def _lowerdir(draft: _Draft, value: bytes) -> None:
     lowers, datas = _split_layers(value)
     # The kernel lets a second lowerdir= replace all the layers before it.
-    draft.lowerdirs = [draft.absolute(path) for path in lowers]
-    draft.datadirs = [draft.absolute(path) for path in datas]
+    draft.lowerdirs = [draft.absolute("lowerdir", path) for path in lowers]
+    draft.datadirs = [draft.absolute("lowerdir", path) for path in datas]
 
 
 def _lowerdir_add(draft: _Draft, value: bytes) -> None:
     if draft.datadirs:
         raise ConfigError(f"lowerdir+ {_show(value)} follows a data-only layer; name the data-only layers last")
-    draft.lowerdirs.append(draft.absolute(value))
+    draft.lowerdirs.append(draft.absolute("lowerdir+", value))
 
 
 def _datadir_add(draft: _Draft, value: bytes) -> None:
-    draft.datadirs.append(draft.absolute(value))
+    draft.datadirs.append(draft.absolute("datadir+", value))
 
 
 def _directory(field: str) -> _Take:
     def take(draft: _Draft, value: bytes) -> None:
-        draft.fields[field] = draft.absolute(value)
+        draft.fields[field] = draft.absolute(field, value)
 
     return take
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from overlayfs_py import __version__
 from overlayfs_py.config import OPTIONS, parse_options
 from overlayfs_py.errors import ConfigError, OverlayError
 
@@ -54,7 +55,7 @@ def run(arguments: list[bytes]) -> int:
         print(help_text())
         return 0
     if command.version:
-        print(f"overlayfs-py {version()}")
+        print(f"overlayfs-py {__version__}")
         return 0
     if not 1 <= len(command.words) <= 2:
         raise ConfigError(f"{len(command.words) or 'no'} words where a mountpoint is needed; {USAGE}")
@@ -139,13 +140,3 @@ def help_text() -> str:
         lines += [f"{form:<34} {option.help}"] if len(form) <= 34 else [form, f"{'':<34} {option.help}"]
     lines += ["", "Unmount with 'fusermount3 -u MOUNTPOINT' or 'umount MOUNTPOINT'. See overlayfs-py(8)."]
     return "\n".join(lines)
-
-
-def version() -> str:
-    """The version of the installed package."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("overlayfs-py")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
