@@ -1,7 +1,5 @@
 """Compile the hot modules of the core where a compiler is at hand; everything else is in pyproject.toml."""
 
-from pathlib import Path
-
 from setuptools import Extension, setup
 
 # Each is plain typed Python, with a .pxd beside it where Cython callers want its types. The interpreter runs
@@ -18,11 +16,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [
-        Extension(path.removesuffix(".py").replace("/", "."), [path], optional=True)
-        for path in COMPILED
-        if Path(path).exists()
-    ]
+    modules = [Extension(path.removesuffix(".py").replace("/", "."), [path], optional=True) for path in COMPILED]
     # An `int` hint read as a C type would clash with the declaration in the .pxd.
     directives = {"language_level": 3, "annotation_typing": False}
     built: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
