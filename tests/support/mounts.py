@@ -96,10 +96,11 @@ def kernel_mount(
     upper: AnyPath | None = None,
     work: AnyPath | None = None,
     options: str | bytes = "",
+    flags: int = 0,
 ) -> Iterator[Mount]:
-    """The kernel's overlayfs on `mountpoint`; raises OSError when the kernel refuses."""
+    """The kernel's overlayfs on `mountpoint`, with MS_* `flags`; raises OSError when the kernel refuses."""
     target = os.fsencode(mountpoint)
-    mount(b"overlay", target, b"overlay", 0, layer_options(lowers, upper, work, options))
+    mount(b"overlay", target, b"overlay", flags, layer_options(lowers, upper, work, options))
     try:
         yield Mount(target)
     except BaseException:
@@ -164,10 +165,11 @@ def _daemon(
     live = Mount(target, log=log_path)
     watchdog = threading.Timer(limit, _abort, (live, limit))
     watchdog.daemon = True
+    before = mounted_at(target)
     process = _start(command, log_path)
     try:
         watchdog.start()
-        _wait_until_answers(live, process, daemonise=daemonise)
+        _wait_until_answers(live, process, before, daemonise=daemonise)
         try:
             yield live
         except BaseException as error:
@@ -198,9 +200,7 @@ def _start(command: list[bytes], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_until_answers(live: Mount, process: subprocess.Popen[bytes], *, daemonise: bool) -> None:
-    before = mounted_at(live.path)
-
+def _wait_until_answers(live: Mount, process: subprocess.Popen[bytes], before: str | None, *, daemonise: bool) -> None:
     def failed(why: str) -> MountFailed:
         assert live.log is not None
         return MountFailed(f"{live.path!r} {why}\ndaemon log:\n{_tail(live.log)}")
@@ -259,7 +259,7 @@ def _abort(live: Mount, limit: float | None) -> None:
     if limit is not None:
         live.problems.append(f"took longer than {limit} s; its connection was aborted")
     if live.connection:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             (CONNECTIONS / str(live.connection) / "abort").write_text("1")
 
 

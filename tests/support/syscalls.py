@@ -5,6 +5,7 @@ import os
 from typing import Final
 
 MS_RDONLY: Final = 1
+MS_NOATIME: Final = 1024
 MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
@@ -14,8 +15,13 @@ CLONE_NEWNS: Final = 0x00020000
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+
+CLONE_NEWUSER: Final = 0x10000000
 
 _AT_FDCWD: Final = -100
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -49,3 +55,15 @@ def become_subreaper() -> None:
 def renameat2(old: bytes, new: bytes, flags: int = 0) -> None:
     """renameat2(2) relative to the current directory."""
     _checked(_libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, ctypes.c_uint(flags)), old)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+def utimensat(path: bytes, atime: int, mtime: int, *, follow: bool = True) -> None:
+    """utimensat(2): times in nanoseconds since the epoch, or UTIME_NOW or UTIME_OMIT."""
+    times = (_Timespec * 2)()
+    for slot, stamp in zip(times, (atime, mtime), strict=True):
+        slot.seconds, slot.nanoseconds = (0, stamp) if stamp in (UTIME_NOW, UTIME_OMIT) else divmod(stamp, 10**9)
+    _checked(_libc.utimensat(_AT_FDCWD, path, times, 0 if follow else _AT_SYMLINK_NOFOLLOW), path)
