@@ -7,6 +7,7 @@ visible, and only then does memory change. Source: fs/overlayfs/copy_up.c.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
+
+log = logging.getLogger(__name__)
 
 # Copying this much takes less time than handing it to a thread.
 _IN_PLACE_BYTES = 64 << 10
@@ -74,7 +77,7 @@ def copy_up_name(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[No
         before = os.fstat(fs.dir_fd(parent))
         index.link_up(fs, node, parent, name, lower_nlink=st.st_nlink if st is not None else node.nlink)
         _mark_impure(fs, parent)
-        _restore_times(fs, parent, before)
+        restore_times(fs, parent, before)
 
 
 def _copy_up_dir(fs: Overlay, node: Node) -> None:
@@ -102,11 +105,18 @@ def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes) -> None:
     _mark_impure(fs, parent)
     before = os.fstat(fs.dir_fd(parent))
     staged.publish(fs.dir_fd(parent), name)
-    _restore_times(fs, parent, before)
+    restore_times(fs, parent, before)
 
 
-def _restore_times(fs: Overlay, parent: Node, before: os.stat_result) -> None:
-    files.futimens(fs.dir_fd(parent), before.st_atime_ns, before.st_mtime_ns)
+def restore_times(fs: Overlay, parent: Node, before: os.stat_result) -> None:
+    """Give a directory the times it had before something in it was replaced by its equal.
+
+    That has been done and can't be undone, so a failure is noted and no more (ovl_copy_up_one does the same).
+    """
+    try:
+        files.futimens(fs.dir_fd(parent), before.st_atime_ns, before.st_mtime_ns)
+    except OSError as error:
+        log.warning("the times of %s could not be kept: %s", os.fsdecode(parent.name), error.strerror)
 
 
 def _mark_impure(fs: Overlay, parent: Node) -> None:
@@ -259,13 +269,13 @@ def _place(
     origin = index.origin_of(fs, lower) if fs.index is not None or not linked else None
     _set_origin(fs, staged.fd, origin)
     upper = Real(parent.upper.layer, parent.upper, node.name)
+    upper_ino = os.fstat(staged.fd).st_ino
     if linked and fs.index is not None and origin is not None:
         xattrs.fset(staged.fd, fs.marks.nlink, b"L+0")
         upper = Real(fs.index, fs.index.root, index.entry_name(origin))
         staged.link(fs.index.fd, upper.name)
         node.indexed = True
         node.nlink = st.st_nlink
-    upper_ino = os.fstat(staged.fd).st_ino
     try:
         _publish(fs, staged, parent, node.name)
     except OSError:

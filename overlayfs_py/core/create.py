@@ -16,7 +16,7 @@ from overlayfs_py.core import acl, copyup, index, lookup, marks, objects, owners
 from overlayfs_py.core.files import File
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Caller, Steps
-from overlayfs_py.core.work import Staged, dot_whiteout
+from overlayfs_py.core.work import Staged
 from overlayfs_py.sys import files, xattrs
 from overlayfs_py.sys.rename import RENAME_EXCHANGE
 
@@ -35,19 +35,25 @@ def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) ->
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         os.umask(caller.umask)
         file_fd = os.open(name, flags, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
+        try:
+            st = os.fstat(file_fd)
+        except OSError:
+            os.close(file_fd)
+            os.unlink(name, dir_fd=fs.dir_fd(parent))
+            raise
     else:
         staged = fs.writable().stage_file(0o600)
         try:
-            _finish(fs, caller, parent, staged, stat.S_IFREG | stat.S_IMODE(mode), name)
-            _publish(fs, staged, parent, name, over_whiteout=over_whiteout)
+            st = _finish(fs, caller, parent, staged, stat.S_IFREG | stat.S_IMODE(mode), name)
             file_fd = os.dup(staged.fd)
+            staged.publish(fs.dir_fd(parent), name, replace=over_whiteout)
+        except OSError:
+            if file_fd >= 0:
+                os.close(file_fd)
+            raise
         finally:
             staged.close()
-    try:
-        node = _new_node(fs, parent, name, os.fstat(file_fd))
-    except OSError:
-        os.close(file_fd)
-        raise
+    node = _new_node(fs, parent, name, st)
     node.opens += 1
     fs.files.adopt(node, file_fd, write=True)
     return node, File(node, clears_set_ids=caller.uid != 0)
@@ -64,17 +70,18 @@ def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rde
     if not over_whiteout and _is_own(fs, caller) and not marks.is_dot_name(name):
         os.umask(caller.umask)
         files.make_node(fs.dir_fd(parent), name, mode, rdev)
+        st = _stat_new(fs, parent, name)
     else:
         work = fs.writable()
         assert fs.upper is not None
         plain = stat.S_ISREG(mode) or fs.upper.override is not None
         staged = work.stage_file(0o600) if plain else work.stage_node(mode, rdev)
         try:
-            _finish(fs, caller, parent, staged, mode, name, rdev)
-            _publish(fs, staged, parent, name, over_whiteout=over_whiteout)
+            st = _finish(fs, caller, parent, staged, mode, name, rdev)
+            staged.publish(fs.dir_fd(parent), name, replace=over_whiteout)
         finally:
             staged.close()
-    return _new_node(fs, parent, name)
+    return _new_node(fs, parent, name, st)
 
 
 def symlink(fs: Overlay, caller: Caller, parent: Node, name: bytes, target: bytes) -> Node:
@@ -82,14 +89,15 @@ def symlink(fs: Overlay, caller: Caller, parent: Node, name: bytes, target: byte
     over_whiteout = _make_room(fs, parent, name)
     if not over_whiteout and _is_own(fs, caller):
         os.symlink(target, name, dir_fd=fs.dir_fd(parent))
+        st = _stat_new(fs, parent, name)
     else:
         staged = fs.writable().stage_symlink(target)
         try:
-            _finish(fs, caller, parent, staged, stat.S_IFLNK | 0o777, name)
-            _publish(fs, staged, parent, name, over_whiteout=over_whiteout)
+            st = _finish(fs, caller, parent, staged, stat.S_IFLNK | 0o777, name)
+            staged.publish(fs.dir_fd(parent), name, replace=over_whiteout)
         finally:
             staged.close()
-    return _new_node(fs, parent, name)
+    return _new_node(fs, parent, name, st)
 
 
 def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> Node:
@@ -98,10 +106,11 @@ def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> 
     if not over_whiteout and not parent.lowers and _is_own(fs, caller):
         os.umask(caller.umask)
         os.mkdir(name, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
+        st = _stat_new(fs, parent, name)
     else:
         staged = fs.writable().stage_dir()
         try:
-            _finish(fs, caller, parent, staged, stat.S_IFDIR | stat.S_IMODE(mode), name)
+            st = _finish(fs, caller, parent, staged, stat.S_IFDIR | stat.S_IMODE(mode), name)
             if parent.lowers:
                 xattrs.fset(staged.fd, fs.marks.opaque, b"y")
             if over_whiteout:
@@ -111,8 +120,7 @@ def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> 
                 staged.publish(fs.dir_fd(parent), name)
         finally:
             staged.close()
-        _drop_dot_whiteout(fs, parent, name)
-    return _new_node(fs, parent, name)
+    return _new_node(fs, parent, name, st)
 
 
 def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
@@ -149,7 +157,6 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
         except OSError:
             work.remove_tree(target_name)
             raise
-    _drop_dot_whiteout(fs, parent, name)
     if parent.lowers:
         copyup.mark_impure(fs, fs.dir_fd(parent))
     if node.indexed:
@@ -197,8 +204,11 @@ def _is_own(fs: Overlay, caller: Caller) -> bool:
 
 def _finish(
     fs: Overlay, caller: Caller, parent: Node, staged: Staged, mode: int, name: bytes, rdev: int = 0
-) -> None:
-    """Owner, ACLs and mode of a new object, as its parent and the umask have them (acl(5), umask(2))."""
+) -> os.stat_result:
+    """Owner, ACLs and mode of a new object, as its parent and the umask have them (acl(5), umask(2)).
+
+    The attributes answered are those the object then has: nothing needs to be asked once it is visible.
+    """
     parent_attr = objects.attr(fs, parent)
     uid, gid = owners.creator(fs, caller)
     if parent_attr.mode & stat.S_ISGID:
@@ -218,8 +228,10 @@ def _finish(
         xattrs.fset(staged.fd, ACL_ACCESS, access)
     if default is not None and stat.S_ISDIR(mode):
         xattrs.fset(staged.fd, ACL_DEFAULT, default)
-    if marks.is_dot_name(name) and stat.S_ISREG(os.fstat(staged.fd).st_mode):
+    st = os.fstat(staged.fd)
+    if marks.is_dot_name(name) and stat.S_ISREG(st.st_mode):
         xattrs.fset(staged.fd, fs.marks.literal, b"y")
+    return st
 
 
 def _default_acl(fs: Overlay, parent: Node) -> bytes | None:
@@ -232,28 +244,21 @@ def _default_acl(fs: Overlay, parent: Node) -> bytes | None:
         return None
 
 
-def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes, *, over_whiteout: bool) -> None:
-    staged.publish(fs.dir_fd(parent), name, replace=over_whiteout)
-    _drop_dot_whiteout(fs, parent, name)
-
-
-def _drop_dot_whiteout(fs: Overlay, parent: Node, name: bytes) -> None:
-    """Remove an AUFS-style whiteout that the new object of this name supersedes."""
-    work = fs.writable()
-    if work.whiteouts == "device":
-        return
+def _stat_new(fs: Overlay, parent: Node, name: bytes) -> os.stat_result:
+    """The attributes of an object just made; if they can't be had it is made undone."""
+    dir_fd = fs.dir_fd(parent)
     try:
-        os.unlink(dot_whiteout(name), dir_fd=fs.dir_fd(parent))
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        # there was none
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=dir_fd)
+        raise
 
 
-def _new_node(fs: Overlay, parent: Node, name: bytes, st: os.stat_result | None = None) -> Node:
+def _new_node(fs: Overlay, parent: Node, name: bytes, st: os.stat_result) -> Node:
     assert parent.upper is not None
-    if st is None:
-        st = os.stat(name, dir_fd=fs.dir_fd(parent), follow_symlinks=False)
     upper = Real(parent.upper.layer, parent.upper, name)
     found = lookup.Found(st, upper, (), fs.numbers.number(st.st_dev, st.st_ino))
     return lookup.node_for(fs, parent, name, found)

@@ -12,7 +12,7 @@ from overlayfs_py.core.ids import layer_override_key
 from overlayfs_py.core.marks import Marks
 from overlayfs_py.core.nodes import Real
 from overlayfs_py.errors import LayerError
-from overlayfs_py.sys import handles, paths, xattrs
+from overlayfs_py.sys import handles, mounts, paths, xattrs
 
 _NULL_UUID = bytes(16)
 
@@ -25,13 +25,9 @@ class Layer:
 
     __slots__ = ("data_only", "dev", "fd", "index", "inode_of", "override", "path", "root", "uuid", "xattr_whiteouts")
 
-    def __init__(self, path: bytes, index: int, *, data_only: bool = False) -> None:
-        """Open the layer at `path`; raises LayerError where that is no directory that can be read."""
-        try:
-            # The caller chose this path, links and all; from here on nothing resolves through one.
-            self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise LayerError(f"cannot open the layer {os.fsdecode(path)}: {error.strerror}") from error
+    def __init__(self, path: bytes, fd: int, index: int, *, data_only: bool = False) -> None:
+        """Take over `fd`, the root of the layer at `path`; raises LayerError where it can't be read."""
+        self.fd = fd
         try:
             st = os.fstat(self.fd)
             self.path = path
@@ -63,6 +59,68 @@ class Layer:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def open_root(path: bytes) -> int:
+    """Open a directory the user named, links and all; from here on nothing resolves through one. LayerError if there is
+    none."""
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LayerError(f"cannot open the layer {os.fsdecode(path)}: {error.strerror}") from error
+
+
+def open_lower(path: bytes, *, noatime: bool) -> int:
+    """The root of a lower layer, on a read-only mount of its own where that can be had."""
+    fd = open_root(path)
+    clone = _clone(fd, read_only=True, noatime=noatime)
+    if clone < 0:
+        return fd
+    os.close(fd)
+    return clone
+
+
+def open_upper(upper: bytes, work: bytes, *, noatime: bool) -> tuple[int, int]:
+    """The roots of the upper layer and its work directory.
+
+    Objects are renamed from one to the other, so they have to be on one mount: LayerError if they are not. It is a
+    private copy where that can be had, of the directory both are in.
+    """
+    upper, work = os.path.realpath(upper), os.path.realpath(work)
+    common = os.path.commonpath((upper, work))
+    upper_fd, work_fd, common_fd = open_root(upper), open_root(work), open_root(common)
+    clone = -1
+    try:
+        if mounts.mount_id(upper_fd) != mounts.mount_id(work_fd):
+            raise LayerError("upperdir and workdir must be on the same mount")
+        if mounts.mount_id(common_fd) == mounts.mount_id(upper_fd):
+            clone = _clone(common_fd, read_only=False, noatime=noatime)
+        if clone < 0:
+            result = upper_fd, work_fd
+            upper_fd = work_fd = -1
+            return result
+        flags = os.O_PATH | os.O_DIRECTORY
+        below_upper = paths.open_beneath(clone, os.path.relpath(upper, common), flags)
+        try:
+            return below_upper, paths.open_beneath(clone, os.path.relpath(work, common), flags)
+        except OSError:
+            os.close(below_upper)
+            raise
+    finally:
+        for fd in (upper_fd, work_fd, common_fd, clone):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _clone(fd: int, *, read_only: bool, noatime: bool) -> int:
+    """A private copy of the mount at `fd`, or -1 where this process may not have one."""
+    try:
+        return mounts.clone_mount(fd, read_only=read_only, noatime=noatime)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOSYS):
+            raise
+        # not privileged, or an older kernel: the layer is used where it is, and looking at it may set its access times
+        return -1
 
 
 Decoder = Callable[[bytes], int]

@@ -48,9 +48,12 @@ def open_file(fs: Overlay, real: Real, flags: int) -> int:
     assert real.parent is not None
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     fd = os.open(real.name, flags, dir_fd=fs.dirs.fd(real.parent))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), real.name)
+    except OSError:
         os.close(fd)
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), real.name)
+        raise
     return fd
 
 

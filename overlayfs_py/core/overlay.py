@@ -8,11 +8,11 @@ import os
 import resource
 import stat
 
-from overlayfs_py.config import MountConfig
+from overlayfs_py.config import MS_NOATIME, MountConfig
 from overlayfs_py.core import ids
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
-from overlayfs_py.core.layers import DirCache, Layer, Numbers
+from overlayfs_py.core.layers import DirCache, Layer, Numbers, open_lower, open_upper
 from overlayfs_py.core.marks import Marks
 from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable
 from overlayfs_py.core.requests import Job
@@ -99,17 +99,29 @@ class Overlay:
 
     def _open_layers(self) -> None:
         config = self.config
+        noatime = bool(config.mount_flags & MS_NOATIME)
         self.upper: Layer | None = None
         if config.upperdir is not None:
-            self.upper = Layer(config.upperdir, 0)
-            self.layers.append(self.upper)
+            assert config.workdir is not None
+            if config.read_only:
+                self.upper = Layer(config.upperdir, open_lower(config.upperdir, noatime=noatime), 0)
+                self.layers.append(self.upper)
+            else:
+                upper_fd, work_fd = open_upper(config.upperdir, config.workdir, noatime=noatime)
+                try:
+                    self.upper = Layer(config.upperdir, upper_fd, 0)
+                    self.layers.append(self.upper)
+                    self.work = Work(config.workdir, work_fd)
+                finally:
+                    os.close(work_fd)
         lowers: list[Layer] = []
         for path in config.lowerdirs:
-            lowers.append(Layer(path, len(lowers) + 1))
+            lowers.append(Layer(path, open_lower(path, noatime=noatime), len(lowers) + 1))
             self.layers.append(lowers[-1])
         self.data_layers: list[Layer] = []
         for path in config.datadirs:
-            self.data_layers.append(Layer(path, len(lowers) + len(self.data_layers) + 1, data_only=True))
+            place = len(lowers) + len(self.data_layers) + 1
+            self.data_layers.append(Layer(path, open_lower(path, noatime=noatime), place, data_only=True))
             self.layers.append(self.data_layers[-1])
         self.lower_roots = tuple(layer.root for layer in lowers)
 
@@ -120,14 +132,8 @@ class Overlay:
         )
         self.marks = Marks(user=user)
         self.index: Layer | None = None
-        if config.upperdir is not None:
-            assert config.workdir is not None
-            self.work = Work(config.workdir, write=not config.read_only)
-            if config.read_only:
-                self.work.close()
-                self.work = None
-            else:
-                self._open_work(self.work)
+        if self.work is not None:
+            self._open_work(self.work)
         redirects = config.redirect_dir or ("nofollow" if user else "on")
         self.follow_redirects = redirects != "nofollow"
         self.write_redirects = redirects == "on"
@@ -149,8 +155,6 @@ class Overlay:
 
     def _open_work(self, work: Work) -> None:
         assert self.upper is not None
-        if os.stat(work.fd).st_dev != self.upper.dev:
-            raise LayerError("upperdir and workdir must be on the same filesystem")
         if not work.exclusive:
             log.warning("another mount holds the work directory: it is not cleared, and changes may collide")
         work.probe(self.marks)

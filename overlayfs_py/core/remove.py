@@ -14,7 +14,7 @@ from overlayfs_py.core import copyup, index, lookup, marks, objects, owners, rea
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
-from overlayfs_py.core.work import Staged, dot_whiteout
+from overlayfs_py.core.work import Staged
 from overlayfs_py.sys import files, xattrs
 from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 
@@ -90,13 +90,6 @@ def is_in_upper(fs: Overlay, parent: Node, name: bytes) -> bool:
 def _put_whiteout(fs: Overlay, node: Node, parent: Node, name: bytes, *, present: bool) -> None:
     work = fs.writable()
     dir_fd = fs.dir_fd(parent)
-    if work.whiteouts == "dot":
-        put_dot_whiteout(fs, parent, name)
-        if present and node.kind == stat.S_IFDIR:
-            _remove_upper_dir(fs, node, parent, name)
-        elif present:
-            os.unlink(name, dir_fd=dir_fd)
-        return
     if not present and work.whiteouts == "device":
         files.make_node(dir_fd, name, stat.S_IFCHR, marks.WHITEOUT_DEVICE)
         return
@@ -126,12 +119,6 @@ def allow_xattr_whiteouts(fs: Overlay, parent: Node) -> None:
         if not marked.xattr_whiteouts and not marked.opaque:
             xattrs.fset(fd, fs.marks.opaque, b"x")
     fs.upper.xattr_whiteouts = True
-
-
-def put_dot_whiteout(fs: Overlay, parent: Node, name: bytes) -> None:
-    """Make the AUFS-style whiteout of `name`."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(dot_whiteout(name), flags, 0o600, dir_fd=fs.dir_fd(parent)))
 
 
 def _remove_upper_dir(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:

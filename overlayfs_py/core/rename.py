@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from overlayfs_py.core import copyup, lookup, marks, objects, readdir, remove
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
-from overlayfs_py.core.work import Staged, dot_whiteout
+from overlayfs_py.core.work import Staged
 from overlayfs_py.sys import xattrs
 from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 
@@ -193,7 +193,6 @@ def _move(fs: Overlay, old: _Place, new: _Place, *, whiteout: bool) -> None:
     if replaced is not None:
         remove.after_removal(fs, replaced, new.parent, new.name, pinned)
     _moved(fs, old.node, old, new)
-    _drop_dot_whiteout(fs, new)
 
 
 def _empty_for_replacement(fs: Overlay, replaced: Node, new: _Place) -> None:
@@ -218,11 +217,6 @@ def _move_then_whiteout(fs: Overlay, old: _Place, new: _Place, *, in_upper: bool
     Where the new name is free, the whiteout is put there first, where it changes nothing, and then both are exchanged.
     """
     work = fs.writable()
-    if work.whiteouts == "dot":
-        # It hides only what is below this layer, so it may come first.
-        remove.put_dot_whiteout(fs, old.parent, old.name)
-        _renameat(fs, old, new, 0)
-        return
     staged: Staged = remove.stage_whiteout(fs, old.parent)
     try:
         if in_upper:
@@ -235,17 +229,6 @@ def _move_then_whiteout(fs: Overlay, old: _Place, new: _Place, *, in_upper: bool
             _renameat(fs, old, new, RENAME_EXCHANGE)
     finally:
         staged.close()
-
-
-def _drop_dot_whiteout(fs: Overlay, place: _Place) -> None:
-    if fs.writable().whiteouts == "device":
-        return
-    try:
-        os.unlink(dot_whiteout(place.name), dir_fd=fs.dir_fd(place.parent))
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        # there was none
 
 
 def _exchange(fs: Overlay, old: _Place, new: _Place) -> None:

@@ -13,12 +13,12 @@ import stat
 from typing import Literal
 
 from overlayfs_py.core.layers import Layer
-from overlayfs_py.core.marks import DOT_WHITEOUT, WHITEOUT_DEVICE, Marks
+from overlayfs_py.core.marks import WHITEOUT_DEVICE, Marks
 from overlayfs_py.errors import LayerError
 from overlayfs_py.sys import files, locking, paths, xattrs
 from overlayfs_py.sys.rename import RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 
-WhiteoutStyle = Literal["device", "xattr", "dot"]
+WhiteoutStyle = Literal["device", "xattr"]
 
 
 class Staged:
@@ -81,10 +81,10 @@ class Work:
 
     __slots__ = ("counter", "exclusive", "fd", "index", "lock_fd", "prefix", "rename_whiteout", "tmpfiles", "whiteouts")
 
-    def __init__(self, path: bytes, *, write: bool) -> None:
-        """Open, lock and clear the work directory; raises LayerError where that can't be done.
+    def __init__(self, path: bytes, root: int) -> None:
+        """Lock and clear the work directory `root`, which is at `path`; LayerError where that can't be done.
 
-        Without `write`, or where another mount holds it, nothing in it changes.
+        Where another mount holds it, nothing in it changes.
         """
         self.lock_fd = self.fd = -1
         self.index: Layer | None = None
@@ -95,11 +95,10 @@ class Work:
         self.rename_whiteout = False
         self.whiteouts: WhiteoutStyle = "device"
         try:
-            self.lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.exclusive = write and locking.try_lock_dir(self.lock_fd)
-            if write:
-                _make_dir(self.lock_fd, b"work")
-                self.fd = paths.open_dir_at(self.lock_fd, b"work")
+            self.lock_fd = paths.open_dir_read(root)
+            self.exclusive = locking.try_lock_dir(self.lock_fd)
+            _make_dir(self.lock_fd, b"work")
+            self.fd = paths.open_dir_at(self.lock_fd, b"work")
             if self.exclusive:
                 self._refuse_incompatible()
                 self.clear()
@@ -176,7 +175,7 @@ class Work:
     def open_index(self) -> Layer:
         """The index directory, made if it isn't there."""
         _make_dir(self.lock_fd, b"index")
-        self.index = Layer(paths.child_path(self.lock_fd, b"index"), 0)
+        self.index = Layer(b"index", paths.open_dir_at(self.lock_fd, b"index"), 0)
         return self.index
 
     def temporary_name(self) -> bytes:
@@ -217,7 +216,7 @@ class Work:
         return Staged(self, fd, name)
 
     def stage_whiteout(self, marks: Marks) -> Staged:
-        """A whiteout of the style that has the name of what it hides."""
+        """A whiteout as this filesystem can hold it."""
         if self.whiteouts == "device":
             return self.stage_node(stat.S_IFCHR, WHITEOUT_DEVICE)
         staged = self.stage_file(0o600)
@@ -274,11 +273,6 @@ class Work:
             if fd >= 0:
                 os.close(fd)
         self.fd = self.lock_fd = -1
-
-
-def dot_whiteout(name: bytes) -> bytes:
-    """The name of the AUFS-style whiteout of `name`."""
-    return DOT_WHITEOUT + name
 
 
 def _make_dir(dir_fd: int, name: bytes) -> None:
