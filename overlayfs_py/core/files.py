@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import copyup, objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Caller, Job, Steps
@@ -23,14 +25,15 @@ class File:
     """A file that a process has open. Its descriptor is the node's, so that all see the same data.
 
     `clears_set_ids` says whether a write through it takes set-user-id and set-group-id away: the writer has no
-    CAP_FSETID, as far as can be told.
+    CAP_FSETID, as far as can be told. `noatime` says that reading through it sets no access time (O_NOATIME).
     """
 
-    __slots__ = ("clears_set_ids", "node")
+    __slots__ = ("clears_set_ids", "noatime", "node")
 
-    def __init__(self, node: Node, *, clears_set_ids: bool) -> None:
+    def __init__(self, node: Node, *, clears_set_ids: bool, noatime: bool = False) -> None:
         self.node = node
         self.clears_set_ids = clears_set_ids
+        self.noatime = noatime
 
 
 class FileCache:
@@ -98,11 +101,12 @@ def open_file(fs: Overlay, caller: Caller, node: Node, flags: int) -> Steps[File
 
     Raises EROFS in a mount that changes nothing, and what copying up raises.
     """
-    file = File(node, clears_set_ids=caller.uid != 0)
+    noatime = bool(flags & os.O_NOATIME) and not fs.config.mount_flags & MS_NOATIME
+    file = File(node, clears_set_ids=caller.uid != 0, noatime=noatime)
     if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-        yield from copyup.copy_up(fs, node, keep=0 if flags & os.O_TRUNC else None)
+        truncated = yield from copyup.copy_up(fs, node, size=0 if flags & os.O_TRUNC else None)
         fd = fs.files.fd(node, write=True)
-        if flags & os.O_TRUNC:
+        if flags & os.O_TRUNC and not truncated:
             os.ftruncate(fd, 0)
     else:
         fs.files.fd(node, write=False)
@@ -112,7 +116,16 @@ def open_file(fs: Overlay, caller: Caller, node: Node, flags: int) -> Steps[File
 
 def read(fs: Overlay, file: File, offset: int, size: int) -> bytes:
     """Up to `size` bytes at `offset`; fewer only at the end of the file."""
-    return os.pread(fs.files.fd(file.node, write=False), size, offset)
+    fd = fs.files.fd(file.node, write=False)
+    if not file.noatime:
+        return os.pread(fd, size, offset)
+    # The descriptor is everybody's, so it has the flag just for this.
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NOATIME)
+    try:
+        return os.pread(fd, size, offset)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def write(fs: Overlay, file: File, offset: int, data: bytes) -> int:
