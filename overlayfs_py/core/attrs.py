@@ -26,18 +26,18 @@ def getattr(fs: Overlay, node: Node) -> Attr:
     return objects.attr(fs, node)
 
 
-def setattr(fs: Overlay, caller: Caller, node: Node, changes: Changes) -> Steps[Attr]:
+def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
     """chmod, chown, truncate and utimensat in one; the kernel has checked that the caller may.
 
     Raises what those raise, and what copying up raises; then nothing is changed.
     """
-    yield from copyup.copy_up(fs, node, data=changes.size is not None, keep=changes.size)
-    if changes.size is not None:
+    truncated = yield from copyup.copy_up(fs, node, data=changes.size is not None, size=changes.size)
+    if changes.size is not None and not truncated:
         fd = fs.files.fd(node, write=True)
         os.ftruncate(fd, changes.size)
     with objects.reached(fs, node) as fd:
         mode = changes.mode
-        if changes.size is not None and caller.uid != 0 and mode is None:
+        if changes.clear_set_ids and mode is None:
             before = stat.S_IMODE(os.fstat(fd).st_mode)
             cleared = without_set_ids(before)
             mode = cleared if cleared != before else None
@@ -85,10 +85,12 @@ def listxattr(fs: Overlay, node: Node) -> list[bytes]:
     ]
 
 
-def setxattr(fs: Overlay, caller: Caller, node: Node, key: bytes, value: bytes, flags: int = 0) -> Steps[None]:
+def setxattr(
+    fs: Overlay, node: Node, key: bytes, value: bytes, flags: int = 0, *, clear_sgid: bool = False
+) -> Steps[None]:
     """Set an extended attribute; `flags` are XATTR_CREATE (EEXIST if there) and XATTR_REPLACE (ENODATA if not).
 
-    An access ACL set by someone outside the owning group clears set-group-id, as on other filesystems (acl(5)).
+    `clear_sgid` takes set-group-id with it, see acl_clears_sgid.
     """
     if key in _ACLS:
         if fs.config.noacl:
@@ -100,10 +102,18 @@ def setxattr(fs: Overlay, caller: Caller, node: Node, key: bytes, value: bytes, 
     yield from copyup.copy_up(fs, node, data=False)
     with objects.reached(fs, node) as fd:
         xattrs.fset(fd, disk_key, value, flags)
-        if key == ACL_ACCESS and caller.uid != 0:
-            st = os.fstat(fd)
-            if st.st_mode & stat.S_ISGID and st.st_gid not in caller_groups(caller):
-                os.chmod(fd_path(fd), stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+        if clear_sgid:
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            os.chmod(fd_path(fd), mode & ~stat.S_ISGID)
+
+
+def acl_clears_sgid(fs: Overlay, caller: Caller, node: Node, key: bytes) -> bool:
+    """Whether setting this xattr clears set-group-id: an access ACL does, set by someone outside the owning group
+    (acl(5); posix_acl_update_mode in the kernel)."""
+    if key != ACL_ACCESS or caller.uid == 0:
+        return False
+    shown = objects.attr(fs, node)
+    return bool(shown.mode & stat.S_ISGID) and shown.gid not in caller_groups(caller)
 
 
 def _check_flags(fs: Overlay, node: Node, disk_key: bytes, flags: int) -> None:

@@ -29,13 +29,17 @@ log = logging.getLogger(__name__)
 _IN_PLACE_BYTES = 64 << 10
 
 
-def copy_up(fs: Overlay, node: Node, *, data: bool = True, keep: int | None = None) -> Steps[None]:
+def copy_up(fs: Overlay, node: Node, *, data: bool = True, size: int | None = None) -> Steps[bool]:
     """Give `node` its place in the upper layer, its parents first; nothing to do where it has one.
 
-    Without `data` a metacopy will do, if the mount makes them. `keep` bounds how many bytes of the data are needed, for
-    a caller that truncates next.
+    Without `data` a metacopy will do, if the mount makes them. With `size`, the caller wants to truncate a regular file
+    to that many bytes: where a copy is made it has that size at once, and the answer is whether it has been so.
     """
     fs.writable()
+    truncated = False
+    if not data and node in fs.copying:
+        # What changes a metacopy waits for the data that is on its way into the same file, or its times would be lost.
+        yield fs.copying[node]
     while node.upper is None and node.pinned < 0:
         if not node.removed:
             assert node.parent is not None
@@ -43,12 +47,13 @@ def copy_up(fs: Overlay, node: Node, *, data: bool = True, keep: int | None = No
         if node.kind == stat.S_IFDIR:
             copy_up_dirs(fs, node)
         elif node.kind == stat.S_IFREG:
-            yield from _copy_up_file(fs, node, data=data, keep=keep)
+            truncated = yield from _copy_up_file(fs, node, data=data, size=size)
         else:
             _copy_up_special(fs, node)
     if data:
         while node.metacopy:
-            yield from _copy_up_data(fs, node, keep=keep)
+            truncated = yield from _copy_up_data(fs, node, size=size)
+    return truncated
 
 
 def copy_up_dirs(fs: Overlay, node: Node) -> None:
@@ -197,28 +202,40 @@ def _copy_up_special(fs: Overlay, node: Node) -> None:
             staged.close()
 
 
-def _copy_up_file(fs: Overlay, node: Node, *, data: bool, keep: int | None) -> Steps[None]:
+def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> Steps[bool]:
     pending = fs.copying.get(node)
     if pending is not None:
         yield from _await(pending)
-        return
+        return False
     work = fs.writable()
     lower = node.lowers[0]
     with objects.reached(fs, node) as source:
         st = os.fstat(source)
-        size = st.st_size if keep is None else min(keep, st.st_size)
+        needed = st.st_size if size is None else min(size, st.st_size)
         bare = not data and fs.metacopy and st.st_size > 0
         staged = work.stage_file(0o600)
         try:
             if bare:
                 os.ftruncate(staged.fd, st.st_size)
                 xattrs.fset(staged.fd, fs.marks.metacopy, b"")
-            elif size:
-                yield from _copy_data(fs, node, node.lowers[-1], staged.fd, size)
+            elif needed:
+                yield from _copy_data(fs, node, node.lowers[-1], staged.fd, needed)
+            if size is not None and size != needed:
+                os.ftruncate(staged.fd, size)
             _copy_metadata(fs, lower, source, staged.fd, st)
-            files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
-            if node.upper is None and node.pinned < 0:
+            files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns if size is None else None)
+            if node.upper is not None or node.pinned >= 0:
+                return False
+            fd = os.dup(staged.fd) if size is not None else -1
+            try:
                 _place(fs, node, lower, staged, st, metacopy=bare)
+            except OSError:
+                if fd >= 0:
+                    os.close(fd)
+                raise
+            if fd >= 0:
+                fs.files.adopt(node, fd, write=True)
+            return size is not None
         finally:
             staged.close()
 
@@ -291,26 +308,38 @@ def _place(
     fs.files.drop(node)
 
 
-def _copy_up_data(fs: Overlay, node: Node, *, keep: int | None) -> Steps[None]:
+def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
     """Give a metacopy of the upper layer its data.
 
-    It is written into the very file, which stays a metacopy, its data the lower one's, until all of it is there.
+    It is written into the very file, which stays a metacopy, its data the lower one's, until all of it is there. One
+    that is to be shorter is cut before that: the size it shows is its own already.
     """
     pending = fs.copying.get(node)
     if pending is not None:
         yield from _await(pending)
-        return
+        return False
     with objects.reached(fs, node) as fd:
         st = os.fstat(fd)
-        size = st.st_size if keep is None else min(keep, st.st_size)
+        needed = st.st_size if size is None else min(size, st.st_size)
         target = os.open(fd_path(fd), os.O_RDWR | os.O_CLOEXEC)
+        complete = False
         try:
-            if size:
-                yield from _copy_data(fs, node, node.lowers[-1], target, size)
-            files.futimens(fd, st.st_atime_ns, st.st_mtime_ns)
+            if needed:
+                yield from _copy_data(fs, node, node.lowers[-1], target, needed)
+            if needed < st.st_size:
+                os.ftruncate(target, needed)
+            else:
+                files.futimens(fd, st.st_atime_ns, st.st_mtime_ns)
             xattrs.fremove(fd, fs.marks.metacopy)
+            complete = True
+        except OSError:
+            os.ftruncate(target, st.st_size)
+            files.futimens(fd, st.st_atime_ns, st.st_mtime_ns)
+            raise
         finally:
-            os.close(target)
+            if not complete:
+                os.close(target)
     node.metacopy = False
     node.lowers = ()
-    fs.files.drop(node)
+    fs.files.adopt(node, target, write=True)
+    return needed < st.st_size

@@ -135,6 +135,8 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
             xattrs.fset(fd, fs.marks.literal, b"y")
     if node.metacopy:
         _set_metacopy_redirect(fs, node)
+    if parent.lowers:
+        copyup.mark_impure(fs, fs.dir_fd(parent))
     upper = objects.real_of(node)
     target, target_name = fs.dir_fd(parent), name
     if over_whiteout:
@@ -155,10 +157,8 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
         try:
             os.rename(target_name, name, src_dir_fd=work.fd, dst_dir_fd=fs.dir_fd(parent))
         except OSError:
-            work.remove_tree(target_name)
+            work.discard(target_name)
             raise
-    if parent.lowers:
-        copyup.mark_impure(fs, fs.dir_fd(parent))
     if node.indexed:
         node.nlink += 1
     node.add_name(parent, name)

@@ -9,6 +9,7 @@ Source: fs/overlayfs/namei.c (ovl_get_index_name), fs/overlayfs/inode.c (ovl_get
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING
 from overlayfs_py.core import marks, objects
 from overlayfs_py.core.marks import FileMarks
 from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.core.work import Work
 from overlayfs_py.sys import handles, xattrs
 
 if TYPE_CHECKING:
     from overlayfs_py.core.lookup import Found
     from overlayfs_py.core.overlay import Overlay
+
+log = logging.getLogger(__name__)
 
 _NLINK = re.compile(rb"([UL])([+-][0-9]{1,9})")
 
@@ -134,6 +138,24 @@ def link_up(fs: Overlay, node: Node, parent: Node, name: bytes, *, lower_nlink: 
 
 
 def drop_if_unused(fs: Overlay, node: Node) -> None:
-    """Remove the index entry of an object that has lost its last name."""
+    """Remove the index entry of an object that has lost its last name.
+
+    That name is gone already, so a failure is noted and no more; the next mount tries again.
+    """
     if node.indexed and node.nlink <= 0 and fs.index is not None and node.upper is not None:
-        os.unlink(node.upper.name, dir_fd=fs.index.fd)
+        try:
+            os.unlink(node.upper.name, dir_fd=fs.index.fd)
+        except OSError as error:
+            log.warning("%s stays in the index: %s", os.fsdecode(node.upper.name), error.strerror)
+
+
+def clean(fs: Overlay) -> None:
+    """Remove the index entries of objects that have lost their last name when a mount ended before it could."""
+    assert fs.index is not None
+    for name, _, _ in Work.listing(fs.index.fd, b"."):
+        st = os.stat(name, dir_fd=fs.index.fd, follow_symlinks=False)
+        if st.st_nlink != 1 or stat.S_ISDIR(st.st_mode):
+            continue
+        match = _NLINK.fullmatch(fs.marks.read_file(fs.index.fd, name).nlink or b"")
+        if match is not None and match[1] == b"U" and st.st_nlink + int(match[2]) <= 0:
+            os.unlink(name, dir_fd=fs.index.fd)

@@ -18,7 +18,7 @@ from overlayfs_py.core.nodes import Node, Real
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
 
-_NAME_MAX = 255
+NAME_MAX = 255
 _REDIRECT_MAX = 256
 
 
@@ -59,7 +59,7 @@ def lookup(fs: Overlay, parent: Node, name: bytes) -> Node:
 
 def find(fs: Overlay, parent: Node, name: bytes) -> Found | None:
     """Look `name` up in the layers of the directory `parent`; None where nothing is visible."""
-    if len(name) > _NAME_MAX:
+    if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
     if parent.removed:
         return None
@@ -147,7 +147,7 @@ def entry(fs: Overlay, base: Real, name: bytes) -> os.stat_result | _Whiteout | 
 def has_dot_whiteout(fs: Overlay, dir_fd: int, name: bytes) -> bool:
     """Whether an AUFS-style whiteout of `name` is in the directory open at `dir_fd`."""
     mark = marks.DOT_WHITEOUT + name
-    if len(mark) > _NAME_MAX:
+    if len(mark) > NAME_MAX:
         return False
     try:
         st = os.stat(mark, dir_fd=dir_fd, follow_symlinks=False)
@@ -223,7 +223,7 @@ def _checked_redirect(fs: Overlay, redirect: bytes) -> bytes:
     if not fs.follow_redirects:
         raise OSError(errno.EPERM, "refusing to follow a redirect: redirect_dir=nofollow", redirect)
     parts = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
-    if any(part in (b"", b".", b"..") or b"/" in part or len(part) > _NAME_MAX for part in parts):
+    if any(part in (b"", b".", b"..") or b"/" in part or len(part) > NAME_MAX for part in parts):
         raise OSError(errno.EIO, "a redirect that is no path", redirect)
     return redirect
 

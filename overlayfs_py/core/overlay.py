@@ -9,7 +9,7 @@ import resource
 import stat
 
 from overlayfs_py.config import MS_NOATIME, MountConfig
-from overlayfs_py.core import ids
+from overlayfs_py.core import ids, index
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
 from overlayfs_py.core.layers import DirCache, Layer, Numbers, open_lower, open_upper
@@ -172,6 +172,8 @@ class Overlay:
             log.warning("files of %s can't be told by handle: hard links break on copy-up", where)
             return
         self.index = work.open_index()
+        if work.exclusive:
+            index.clean(self)
 
     def close(self) -> None:
         """Close every descriptor and release the work directory."""

@@ -133,7 +133,7 @@ def _remove_upper_dir(fs: Overlay, node: Node, parent: Node, name: bytes) -> Non
     work = fs.writable()
     gone = work.temporary_name()
     renameat2(dir_fd, name, work.fd, gone, RENAME_NOREPLACE)
-    work.remove_tree(gone)
+    work.discard(gone)
 
 
 def clear_empty(fs: Overlay, node: Node) -> None:
@@ -154,14 +154,16 @@ def clear_empty(fs: Overlay, node: Node) -> None:
                     xattrs.fset(staged.fd, key, xattrs.fget(source, key))
             xattrs.fset(staged.fd, fs.marks.opaque, b"y")
             files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
+        upper_ino = os.fstat(staged.fd).st_ino
         before = os.fstat(fs.dir_fd(parent))
         staged.exchange(fs.dir_fd(parent), node.name, RENAME_EXCHANGE)
-        files.futimens(fs.dir_fd(parent), before.st_atime_ns, before.st_mtime_ns)
     finally:
         staged.close()
     # The descriptor held is the old directory's.
     fs.dirs.drop(node.upper)
+    node.upper_ino = upper_ino
     node.lowers = ()
+    copyup.restore_times(fs, parent, before)
 
 
 def pin(fs: Overlay, node: Node, parent: Node, name: bytes) -> int:

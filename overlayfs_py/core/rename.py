@@ -7,6 +7,7 @@ through at its new name. Source: fs/overlayfs/dir.c (ovl_rename, ovl_set_redirec
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WH
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
+
+log = logging.getLogger(__name__)
 
 _FLAGS = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
 # The kernel makes no redirect longer than this, and we follow suit: its mounts must be able to read it.
@@ -107,6 +110,10 @@ def _prepare(fs: Overlay, old: _Place, new: _Place, *, exchange: bool) -> Steps[
         yield from copyup.copy_up_name(fs, new.node, new.parent, new.name)
     elif new.node is not None:
         yield from remove.prepare_linked(fs, new.node, new.parent, new.name)
+    if old.node.lowers:
+        _settle_dot_whiteout(fs, new)
+    if exchange and new.node is not None and new.node.lowers:
+        _settle_dot_whiteout(fs, old)
     _mark_for_place(fs, old.node, old, new)
     if exchange:
         assert new.node is not None
@@ -115,6 +122,27 @@ def _prepare(fs: Overlay, old: _Place, new: _Place, *, exchange: bool) -> Steps[
         copyup.mark_impure(fs, fs.dir_fd(new.parent))
         if exchange:
             copyup.mark_impure(fs, fs.dir_fd(old.parent))
+
+
+def _settle_dot_whiteout(fs: Overlay, place: _Place) -> None:
+    """Put the upper layer's own kind of mark in the place of an AUFS-style whiteout.
+
+    Beside a directory such a whiteout ends the stack, which must not happen to one that moves there.
+    """
+    dir_fd = fs.dir_fd(place.parent)
+    if not lookup.has_dot_whiteout(fs, dir_fd, place.name):
+        return
+    node = place.node
+    if node is None and not remove.is_in_upper(fs, place.parent, place.name):
+        staged = remove.stage_whiteout(fs, place.parent)
+        try:
+            staged.publish(fs.dir_fd(place.parent), place.name)
+        finally:
+            staged.close()
+    elif node is not None and node.kind == stat.S_IFDIR:
+        with objects.reached(fs, node) as fd:
+            xattrs.fset(fd, fs.marks.opaque, b"y")
+    os.unlink(marks.DOT_WHITEOUT + place.name, dir_fd=fs.dir_fd(place.parent))
 
 
 def _mark_for_place(fs: Overlay, node: Node, source: _Place, target: _Place) -> None:
@@ -177,9 +205,12 @@ def _move(fs: Overlay, old: _Place, new: _Place, *, whiteout: bool) -> None:
     try:
         if swap_whiteout:
             # A directory can't replace a whiteout by a plain rename; exchanged, it is where it may be needed.
+            assert fs.upper is not None
+            if fs.upper.xattr_whiteouts:
+                remove.allow_xattr_whiteouts(fs, old.parent)
             _renameat(fs, old, new, RENAME_EXCHANGE)
             if not needs_whiteout:
-                os.unlink(old.name, dir_fd=fs.dir_fd(old.parent))
+                _drop_whiteout(fs, old.parent, old.name)
         elif not needs_whiteout:
             _renameat(fs, old, new, 0)
         elif work.whiteouts == "device" and work.rename_whiteout:
@@ -220,15 +251,47 @@ def _move_then_whiteout(fs: Overlay, old: _Place, new: _Place, *, in_upper: bool
     staged: Staged = remove.stage_whiteout(fs, old.parent)
     try:
         if in_upper:
-            _renameat(fs, old, new, 0)
-            staged.publish(fs.dir_fd(old.parent), old.name)
-        else:
-            if old.parent is not new.parent and work.whiteouts == "xattr":
-                remove.allow_xattr_whiteouts(fs, new.parent)
-            staged.publish(fs.dir_fd(new.parent), new.name)
+            _move_over_then_whiteout(fs, old, new, staged)
+            return
+        if old.parent is not new.parent and work.whiteouts == "xattr":
+            remove.allow_xattr_whiteouts(fs, new.parent)
+        staged.publish(fs.dir_fd(new.parent), new.name)
+        try:
             _renameat(fs, old, new, RENAME_EXCHANGE)
+        except OSError:
+            _drop_whiteout(fs, new.parent, new.name)
+            raise
     finally:
         staged.close()
+
+
+def _move_over_then_whiteout(fs: Overlay, old: _Place, new: _Place, whiteout: Staged) -> None:
+    """Rename over something. An AUFS-style mark, which needs a name of its own, hides what is below meanwhile."""
+    dir_fd = fs.dir_fd(old.parent)
+    mark = marks.DOT_WHITEOUT + old.name
+    if len(mark) > lookup.NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), old.name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(mark, flags, 0o600, dir_fd=dir_fd))
+    try:
+        _renameat(fs, old, new, 0)
+    except OSError:
+        _drop_whiteout(fs, old.parent, mark)
+        raise
+    try:
+        whiteout.publish(fs.dir_fd(old.parent), old.name)
+    except OSError as error:
+        log.warning("%s is hidden by an AUFS-style whiteout: %s", os.fsdecode(old.name), error.strerror)
+        return
+    _drop_whiteout(fs, old.parent, mark)
+
+
+def _drop_whiteout(fs: Overlay, parent: Node, name: bytes) -> None:
+    """Remove a whiteout that hides nothing; if it can't be removed, it does no harm."""
+    try:
+        os.unlink(name, dir_fd=fs.dir_fd(parent))
+    except OSError as error:
+        log.warning("the whiteout %s stays: %s", os.fsdecode(name), error.strerror)
 
 
 def _exchange(fs: Overlay, old: _Place, new: _Place) -> None:

@@ -19,7 +19,10 @@ class Caller(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch."""
+    """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch.
+
+    `clear_set_ids` takes set-user-id and set-group-id with a change of size, as the caller has no CAP_FSETID.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -27,6 +30,7 @@ class Changes(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    clear_set_ids: bool = False
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ cleared by the next mount.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -17,6 +18,8 @@ from overlayfs_py.core.marks import WHITEOUT_DEVICE, Marks
 from overlayfs_py.errors import LayerError
 from overlayfs_py.sys import files, locking, paths, xattrs
 from overlayfs_py.sys.rename import RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
+
+log = logging.getLogger(__name__)
 
 WhiteoutStyle = Literal["device", "xattr"]
 
@@ -65,12 +68,13 @@ class Staged:
         return fd
 
     def close(self) -> None:
+        """Let go of it, and remove it if it was not published."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
         if self.name is not None:
             name, self.name = self.name, None
-            self.work.remove_tree(name)
+            self.work.discard(name)
 
 
 class Work:
@@ -211,7 +215,7 @@ class Work:
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         except OSError:
-            self.remove_tree(name)
+            self.discard(name)
             raise
         return Staged(self, fd, name)
 
@@ -230,6 +234,16 @@ class Work:
             staged.close()
             raise
         return staged
+
+    def discard(self, name: bytes) -> None:
+        """As remove_tree, for what is no part of an operation's outcome any more: a failure is noted and no more.
+
+        The next mount clears what stays.
+        """
+        try:
+            self.remove_tree(name)
+        except OSError as error:
+            log.warning("%s stays in the work directory: %s", os.fsdecode(name), error.strerror)
 
     def remove_tree(self, name: bytes) -> None:
         """Remove an entry of the work directory with all below it, however deep, following no links."""

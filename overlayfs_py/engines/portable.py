@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
@@ -19,6 +18,7 @@ import pyfuse3
 import trio
 
 from overlayfs_py.core import files
+from overlayfs_py.core.attrs import acl_clears_sgid
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.objects import attr
 from overlayfs_py.core.ops import OPERATIONS
@@ -209,10 +209,9 @@ class Portable(pyfuse3.Operations):
             wanted.st_size if fields.update_size else None,
             wanted.st_atime_ns if fields.update_atime else None,
             wanted.st_mtime_ns if fields.update_mtime else None,
+            clear_set_ids=fields.update_size and ctx.uid != 0,
         )
-        return self._attributes(
-            await self._run(OPERATIONS["setattr"](self.fs, _caller(ctx), self.fs.node(node_id), changes))
-        )
+        return self._attributes(await self._run(OPERATIONS["setattr"](self.fs, self.fs.node(node_id), changes)))
 
     @_answers
     async def readlink(self, node_id: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -235,7 +234,9 @@ class Portable(pyfuse3.Operations):
     async def setxattr(self, node_id: int, key: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         # pyfuse3 obeys XATTR_CREATE and XATTR_REPLACE itself, by asking getxattr first.
         self._need_xattrs()
-        await self._run(OPERATIONS["setxattr"](self.fs, _caller(ctx), self.fs.node(node_id), key, value))
+        node = self.fs.node(node_id)
+        clear_sgid = acl_clears_sgid(self.fs, _caller(ctx), node, key)
+        await self._run(OPERATIONS["setxattr"](self.fs, node, key, value, clear_sgid=clear_sgid))
 
     @_answers
     async def removexattr(self, node_id: int, key: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -356,28 +357,14 @@ class Portable(pyfuse3.Operations):
 
 
 def serve(overlay: Overlay, fuse_fd: int) -> None:
-    """Serve the mounted connection `fuse_fd` until it is unmounted, or SIGTERM or SIGINT comes; then close the overlay.
+    """Serve the mounted connection `fuse_fd` until it is unmounted; then close the overlay.
 
-    Takes over the descriptor. Unmounting is the caller's business.
+    Takes over the descriptor. Signals, and unmounting, are the caller's business.
     """
     os.umask(0)
     pyfuse3.init(Portable(overlay), f"/dev/fd/{fuse_fd}", set())
     try:
-        trio.run(_main)
+        trio.run(pyfuse3.main)
     finally:
         pyfuse3.close(unmount=False)
         overlay.close()
-
-
-async def _main() -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal)
-        await pyfuse3.main()
-        nursery.cancel_scope.cancel()
-
-
-async def _end_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            pyfuse3.terminate()
-            return
