@@ -36,6 +36,22 @@ class File:
         self.noatime = noatime
 
 
+class Backing:
+    """A descriptor of a node's data, open for reading or for both; closed when nobody holds this object any more.
+
+    The cache may let go of it while a request still reads.
+    """
+
+    __slots__ = ("fd", "write")
+
+    def __init__(self, fd: int, *, write: bool) -> None:
+        self.fd = fd
+        self.write = write
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class FileCache:
     """One descriptor per node whose data is in use, at most `limit`, least recently used ones closed first.
 
@@ -48,31 +64,33 @@ class FileCache:
     def __init__(self, fs: Overlay, limit: int) -> None:
         self.fs = fs
         self.limit = limit
-        # Node to descriptor and whether it is open for writing too.
-        self.entries: OrderedDict[Node, tuple[int, bool]] = OrderedDict()
-        self.kept: dict[Node, tuple[int, bool]] = {}
+        self.entries: OrderedDict[Node, Backing] = OrderedDict()
+        self.kept: dict[Node, Backing] = {}
 
     def fd(self, node: Node, *, write: bool) -> int:
         """A descriptor of the node's data, good until the next call."""
+        return self.held(node, write=write).fd
+
+    def held(self, node: Node, *, write: bool) -> Backing:
+        """The node's data, good for as long as the result is held."""
         held = self.entries.get(node) or self.kept.get(node)
-        if held is not None and (held[1] or not write):
+        if held is not None and (held.write or not write):
             if node in self.entries:
                 self.entries.move_to_end(node)
-            return held[0]
-        fd = self._open(node, write=write)
-        self.adopt(node, fd, write=write)
-        return fd
+            return held
+        return self.adopt(node, self._open(node, write=write), write=write)
 
-    def adopt(self, node: Node, fd: int, *, write: bool) -> None:
+    def adopt(self, node: Node, fd: int, *, write: bool) -> Backing:
         """Take over a descriptor of the node's data in place of the one there is."""
         self.drop(node)
+        backing = Backing(fd, write=write)
         if os.geteuid() != 0 and node.opens:
-            self.kept[node] = (fd, write)
-            return
-        self.entries[node] = (fd, write)
+            self.kept[node] = backing
+            return backing
+        self.entries[node] = backing
         if len(self.entries) > self.limit:
-            _, (oldest, _) = self.entries.popitem(last=False)
-            os.close(oldest)
+            self.entries.popitem(last=False)
+        return backing
 
     def _open(self, node: Node, *, write: bool) -> int:
         flags = os.O_RDWR if write else os.O_RDONLY
@@ -83,15 +101,11 @@ class FileCache:
         return objects.open_file(self.fs, node.upper or node.lowers[-1], flags)
 
     def drop(self, node: Node) -> None:
-        """Close the descriptor of a node whose data has moved, or that nobody uses any more."""
-        for table in (self.entries, self.kept):
-            held = table.pop(node, None)
-            if held is not None:
-                os.close(held[0])
+        """Let go of a node whose data has moved, or that nobody uses any more."""
+        self.entries.pop(node, None)
+        self.kept.pop(node, None)
 
     def close(self) -> None:
-        for fd, _ in (*self.entries.values(), *self.kept.values()):
-            os.close(fd)
         self.entries.clear()
         self.kept.clear()
 
@@ -168,11 +182,8 @@ def fsync(fs: Overlay, file: File, *, data_only: bool) -> Steps[None]:
     node = file.node
     if not fs.sync or (node.upper is None and node.pinned < 0) or node.metacopy:
         return
-    fd = os.dup(fs.files.fd(node, write=False))
-    try:
-        yield from sync_job(fd, data_only=data_only)
-    finally:
-        os.close(fd)
+    backing = fs.files.held(node, write=False)
+    yield from sync_job(backing.fd, data_only=data_only)
 
 
 def sync_job(fd: int, *, data_only: bool) -> Steps[None]:
