@@ -10,6 +10,17 @@ with the descriptor of the FUSE connection, and at the end ANSWERED, or at any t
 
 from mount_helper.handover import ANSWERED, FAILED, MAX_WORD, MOUNTED, READY, hand_over
 from mount_helper.request import HelperError, Request
-from mount_helper.unmounting import unmount
+from mount_helper.unmounting import unmount, unmount_if_dead
 
-__all__ = ["ANSWERED", "FAILED", "MAX_WORD", "MOUNTED", "READY", "HelperError", "Request", "hand_over", "unmount"]
+__all__ = [
+    "ANSWERED",
+    "FAILED",
+    "MAX_WORD",
+    "MOUNTED",
+    "READY",
+    "HelperError",
+    "Request",
+    "hand_over",
+    "unmount",
+    "unmount_if_dead",
+]

@@ -47,7 +47,7 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
             finally:
                 # From here on the connection lives as long as the daemon.
                 os.close(descriptor)
-            probe, answer = _probe(request.mountpoint)
+            probe, answer = _probe(request.mountpoint, daemon)
             try:
                 _wait_for(answer, daemon, seconds)
             finally:
@@ -83,7 +83,7 @@ def _mount(request: Request) -> int:
     return descriptor
 
 
-def _probe(mountpoint: bytes) -> tuple[int, int]:
+def _probe(mountpoint: bytes, daemon: socket.socket) -> tuple[int, int]:
     """A child that asks for the attributes of the root, and a pipe that reads its end when the child ends.
 
     The request cannot be taken back once the daemon has it, so that it must not be made by this process.
@@ -93,6 +93,8 @@ def _probe(mountpoint: bytes) -> tuple[int, int]:
     if pid == 0:
         number = 255
         try:
+            # So that the daemon hears of it when the helper is killed.
+            daemon.close()
             os.stat(mountpoint)
             number = 0
         except OSError as error:

@@ -29,9 +29,7 @@ def mount(request: Request, device: int) -> None:
         options.append(b'context="%s"' % request.context)
     target = request.mountpoint
     _call(
-        _LIBC.mount(
-            request.source, target, b"fuse." + SUBTYPE, ctypes.c_ulong(request.flags), b",".join(options)
-        ),
+        _LIBC.mount(request.source, target, b"fuse." + SUBTYPE, ctypes.c_ulong(request.flags), b",".join(options)),
         target,
     )
 

@@ -1,6 +1,7 @@
 """Unmounting, by whichever of umount2(2) and fusermount3 the caller may use."""
 
 import errno
+import os
 
 from mount_helper import fusermount, kernel
 from mount_helper.request import HelperError, show
@@ -23,3 +24,16 @@ def unmount(mountpoint: bytes, device: bytes | None = None, *, lazy: bool = Fals
         elif error.errno not in (errno.EINVAL, errno.ENOENT):
             # those two mean that it is no mountpoint now
             raise HelperError(f"cannot unmount {show(mountpoint)}: {error.strerror}") from error
+
+
+def unmount_if_dead(mountpoint: bytes) -> None:
+    """Unmount a FUSE mount that nobody serves, which is how a helper that is killed in the middle leaves it.
+
+    Raises HelperError.
+    """
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        # The second is the answer to a request that waited while the last descriptor was closed.
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            unmount(mountpoint, lazy=True)

@@ -520,9 +520,7 @@ OPTIONS: dict[str, Option] = {
     "nfs_export": Option("=off", "no export over NFS", _refuse("nfs_export", "use nfs_export=off", b"off")),
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
-    "engine": Option(
-        "=portable", "what carries the requests", _choice("engine", "engine", {b"portable": "portable"})
-    ),
+    "engine": Option("=portable", "what carries the requests", _choice("engine", "engine", {b"portable": "portable"})),
     "uring": Option("=on|off", "for a later engine; no effect", _only_native("uring", b"off", b"0")),
     "io": Option("=cached", "for a later engine; no effect", _only_native("io", b"cached")),
     "fsname": Option("=NAME", "the source shown in the table of mounts", _fsname),

@@ -194,7 +194,7 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     with contextlib.closing(open_overlay(config)) as overlay:
         # From here on these wait for the watcher.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        connection, device = _ask_for_connection(helper)
+        connection, device = _ask_for_connection(helper, config.mountpoint)
         answered = threading.Event()
         watcher = threading.Thread(
             target=_watch, args=(config.mountpoint, device, helper, helper_pid, answered), name="watcher", daemon=True
@@ -227,7 +227,7 @@ def _warn(config: MountConfig) -> None:
         log.warning("option context has no effect without SELinux; ignored")
 
 
-def _ask_for_connection(helper: socket.socket) -> tuple[int, bytes]:
+def _ask_for_connection(helper: socket.socket, mountpoint: bytes) -> tuple[int, bytes]:
     """Say that the layers are open; returns the FUSE connection and the `major:minor` of its mount."""
     try:
         helper.send(mount_helper.READY)
@@ -235,6 +235,8 @@ def _ask_for_connection(helper: socket.socket) -> tuple[int, bytes]:
     except (BrokenPipeError, ConnectionResetError) as error:
         raise MountError("the mount helper ended") from error
     if not word.startswith(mount_helper.MOUNTED) or not descriptors:
+        if not word:
+            mount_helper.unmount_if_dead(mountpoint)
         raise MountError(os.fsdecode(word.removeprefix(mount_helper.FAILED)) or "the mount helper ended")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0], word.removeprefix(mount_helper.MOUNTED)
