@@ -113,7 +113,7 @@ class Stacks:
         self._images = contextlib.ExitStack()
         self._images.callback(unmount, base)
         mount(b"tmpfs", os.fsencode(base), b"tmpfs", 0, b"mode=755,size=90%")
-        self._image = self._add_image("image", 4 << 30, "ea_inode,^has_journal")
+        self._image = self._add_image("image", 4 << 30, "ea_inode")
 
     def get(self, kind: Kind, flavour: Flavour) -> Stack:
         if (kind, flavour) not in self._stacks:
@@ -230,7 +230,7 @@ def root(request: pytest.FixtureRequest, stacks: Stacks) -> Iterator[Root]:
         finally:
             os.chdir("/")
             stack.check_alive()
-    if stack.flavour != "read-only":
+    if stack.flavour != "read-only" and not made.kept:
         shutil.rmtree(path)
     stack.check_lower(name)
 

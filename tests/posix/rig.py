@@ -84,9 +84,10 @@ def prepared(build: Callable[..., None]) -> Callable[[F], F]:
 class Root:
     """The directory a test has for itself, which is its current directory, and the filesystem it lies on."""
 
-    __slots__ = ("kind", "lower", "mount", "path", "place", "traits", "upper")
+    __slots__ = ("kept", "kind", "lower", "mount", "path", "place", "traits", "upper")
 
     def __init__(self, kind: Kind, place: Place, mount: str, path: str, lower: str | None, upper: str | None) -> None:
+        self.kept = False
         self.kind = kind
         self.place = place
         self.traits = TRAITS[kind]
