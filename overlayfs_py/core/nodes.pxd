@@ -16,7 +16,7 @@ cdef class Node:
     cdef public Real upper
     cdef public tuple lowers
     cdef public dict children
-    cdef public list aliases
+    cdef public dict aliases
     cdef public long lookups
     cdef public long opens
     cdef public int pinned
@@ -28,6 +28,7 @@ cdef class Node:
     cdef public bint metacopy
 
     cpdef list names(self)
+    cpdef bint has_other_name(self, Node parent, bytes name)
     cpdef add_name(self, Node parent, bytes name)
     cpdef drop_name(self, Node parent, bytes name)
 

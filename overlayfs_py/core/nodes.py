@@ -71,8 +71,8 @@ class Node:
         self.upper = upper
         self.lowers = lowers
         self.children: dict[bytes, Node] | None = None
-        # Further names of a hard-linked object; the first one is (parent, name).
-        self.aliases: list[tuple[Node, bytes]] | None = None
+        # Further names of a hard-linked object, a set in a dict; one is (parent, name). There may be 65,000.
+        self.aliases: dict[tuple[Node, bytes], None] | None = None
         self.lookups = 0
         self.opens = 0
         # An object that no name of the upper layer leads to, but that is still referred to, keeps a descriptor.
@@ -91,12 +91,20 @@ class Node:
             return []
         return [(self.parent, self.name), *(self.aliases or ())]
 
+    def has_other_name(self, parent: Node, name: bytes) -> bool:
+        """Whether a name besides this one is known to lead here."""
+        if self.removed or self.parent is None:
+            return False
+        return bool(self.aliases) or self.parent is not parent or self.name != name
+
     def add_name(self, parent: Node, name: bytes) -> None:
         if self.removed:
             self.removed = False
             self.parent, self.name = parent, name
-        elif (parent, name) not in self.names():
-            self.aliases = [*(self.aliases or ()), (parent, name)]
+        elif self.parent is not parent or self.name != name:
+            if self.aliases is None:
+                self.aliases = {}
+            self.aliases[parent, name] = None
         if parent.children is None:
             parent.children = {}
         parent.children[name] = self
@@ -105,12 +113,14 @@ class Node:
         """Forget that this name leads here; with the last one the node counts as removed."""
         if parent.children is not None and parent.children.get(name) is self:
             del parent.children[name]
-        rest = [pair for pair in self.names() if pair != (parent, name)]
-        if rest:
-            (self.parent, self.name), *others = rest
-            self.aliases = others or None
+        if self.parent is not parent or self.name != name:
+            if self.aliases is not None:
+                self.aliases.pop((parent, name), None)
+        elif self.aliases:
+            (self.parent, self.name), _ = self.aliases.popitem()
         else:
             self.removed = True
+        self.aliases = self.aliases or None
 
 
 class NodeTable:

@@ -171,7 +171,7 @@ def pin(fs: Overlay, node: Node, parent: Node, name: bytes) -> int:
     needed."""
     if node.upper is None or node.pinned >= 0 or not (node.lookups or node.opens):
         return -1
-    if any(pair != (parent, name) for pair in node.names()):
+    if node.has_other_name(parent, name):
         return -1
     if node.indexed and node.nlink > 1:
         return -1
