@@ -162,6 +162,29 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     if node.indexed:
         node.nlink += 1
     node.add_name(parent, name)
+    if node.pinned >= 0:
+        assert parent.upper is not None
+        node.upper = Real(parent.upper.layer, parent.upper, name)
+        os.close(node.pinned)
+        node.pinned = -1
+    return node
+
+
+def tmpfile(fs: Overlay, caller: Caller, parent: Node, mode: int) -> Node:
+    """Make a regular file without a name (O_TMPFILE), which link may give one later."""
+    _check_parent(fs, parent, b"")
+    staged = fs.writable().stage_file(0o600)
+    try:
+        _finish(fs, caller, parent, staged, stat.S_IFREG | stat.S_IMODE(mode), b"")
+        st = os.fstat(staged.fd)
+        assert parent.upper is not None
+        node = Node(stat.S_IFREG, parent, b"", Real(parent.upper.layer, parent.upper, b""), ())
+        node.removed = True
+        node.pinned = staged.detach()
+    finally:
+        staged.close()
+    node.upper_ino = st.st_ino
+    fs.nodes.add(node, fs.numbers.number(st.st_dev, st.st_ino))
     return node
 
 
@@ -177,12 +200,7 @@ def _set_metacopy_redirect(fs: Overlay, node: Node) -> None:
 
 def _make_room(fs: Overlay, parent: Node, name: bytes) -> bool:
     """Copy up the parent, and see that `name` is free; whether a whiteout is there that must be replaced."""
-    fs.writable()
-    if len(name) > 255:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
-    if parent.removed:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    copyup.copy_up_dirs(fs, parent)
+    _check_parent(fs, parent, name)
     assert parent.upper is not None
     try:
         os.stat(name, dir_fd=fs.dir_fd(parent), follow_symlinks=False)
@@ -192,6 +210,16 @@ def _make_room(fs: Overlay, parent: Node, name: bytes) -> bool:
         return True
     # An AUFS-style mark is not shown either, but replacing it would bring back what it hides.
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+
+
+def _check_parent(fs: Overlay, parent: Node, name: bytes) -> None:
+    """Copy up the directory that is to get an entry of this name."""
+    fs.writable()
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if parent.removed:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    copyup.copy_up_dirs(fs, parent)
 
 
 def _is_own(fs: Overlay, caller: Caller) -> bool:

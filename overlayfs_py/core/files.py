@@ -12,6 +12,7 @@ from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import copyup, objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Caller, Job, Steps
+from overlayfs_py.sys import files as sys_files
 from overlayfs_py.sys import paths
 from overlayfs_py.sys.paths import fd_path
 
@@ -148,13 +149,15 @@ def write(fs: Overlay, file: File, offset: int, data: bytes) -> int:
 
 
 def clear_set_ids(fs: Overlay, file: File) -> bool:
-    """Take set-user-id, and set-group-id of an executable, from a file someone unprivileged writes to (chmod(2)).
+    """Before a write through `file`: take the set-id bits, if its writer has no right to keep them.
 
-    To be called before the write. Returns whether there was anything to take: the kernel's cached mode is wrong then.
+    Returns whether there was anything to take: the kernel's cached mode is wrong then.
     """
-    if not file.clears_set_ids:
-        return False
-    fd = fs.files.fd(file.node, write=True)
+    return file.clears_set_ids and take_set_ids(fs.files.fd(file.node, write=True))
+
+
+def take_set_ids(fd: int) -> bool:
+    """Take set-user-id, and set-group-id of an executable, from the open file `fd` (chmod(2)); whether it had any."""
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     cleared = without_set_ids(mode)
     if cleared == mode:
@@ -177,9 +180,8 @@ def release(fs: Overlay, file: File) -> None:
         fs.files.drop(node)
 
 
-def fsync(fs: Overlay, file: File, *, data_only: bool) -> Steps[None]:
+def fsync(fs: Overlay, node: Node, *, data_only: bool) -> Steps[None]:
     """Bring a file to disk; nothing to do for one that is not in the upper layer, or in a volatile mount."""
-    node = file.node
     if not fs.sync or (node.upper is None and node.pinned < 0) or node.metacopy:
         return
     backing = fs.files.held(node, write=False)
@@ -201,5 +203,52 @@ def fsync_dir(fs: Overlay, node: Node, *, data_only: bool) -> Steps[None]:
     fd = paths.open_dir_read(fs.dir_fd(node))
     try:
         yield from sync_job(fd, data_only=data_only)
+    finally:
+        os.close(fd)
+
+
+def allocate(fs: Overlay, node: Node, mode: int, offset: int, length: int) -> Steps[None]:
+    """fallocate(2) with its mode bits; a range of a lower file is allocated, or punched, in its copy."""
+    yield from copyup.copy_up(fs, node)
+    sys_files.allocate(fs.files.fd(node, write=True), mode, offset, length)
+
+
+def seek(fs: Overlay, node: Node, offset: int, whence: int) -> int:
+    """Where the next data or hole is (SEEK_DATA and SEEK_HOLE of lseek(2)); ENXIO past the end."""
+    return os.lseek(fs.files.fd(node, write=False), offset, whence)
+
+
+def copy_range(
+    fs: Overlay, source: Node, source_offset: int, target: Node, target_offset: int, length: int
+) -> Steps[int]:
+    """copy_file_range(2) from one file of the mount to another: the number of bytes copied, 0 at the end of the source.
+
+    Raises what that raises; EXDEV where the two files' layers can't do it, and the caller then copies by hand.
+    """
+    yield from copyup.copy_up(fs, target)
+    reading, writing = fs.files.held(source, write=False), fs.files.held(target, write=True)
+    copied = 0
+
+    def run() -> None:
+        nonlocal copied
+        copied = os.copy_file_range(reading.fd, writing.fd, length, source_offset, target_offset)
+
+    job = Job(run)
+    yield job
+    if job.error is not None:
+        raise job.error
+    return copied
+
+
+def sync_fs(fs: Overlay) -> Steps[None]:
+    """Bring all of the upper layer to disk (syncfs(2)), unless the mount is volatile."""
+    if not fs.sync or fs.upper is None:
+        return
+    fd = paths.open_dir_read(fs.upper.fd)
+    try:
+        job = Job(lambda: sys_files.sync_filesystem(fd))
+        yield job
+        if job.error is not None:
+            raise job.error
     finally:
         os.close(fd)

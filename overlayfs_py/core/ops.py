@@ -49,4 +49,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setxattr": attrs.setxattr,
     "listxattr": attrs.listxattr,
     "removexattr": attrs.removexattr,
+    "tmpfile": create.tmpfile,
+    "fallocate": files.allocate,
+    "lseek": files.seek,
+    "copy_file_range": files.copy_range,
+    "syncfs": files.sync_fs,
 }

@@ -88,3 +88,5 @@ def drive(steps: Generator[Job, None, Result]) -> Result:
     except StopIteration as stop:
         value: Any = stop.value
         return value  # type: ignore[no-any-return]
+    finally:
+        steps.close()

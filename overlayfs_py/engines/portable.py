@@ -27,8 +27,8 @@ from overlayfs_py.core.requests import Attr, Caller, Changes, Job, Steps
 
 log = logging.getLogger(__name__)
 
-UNSUPPORTED: frozenset[str] = frozenset()
-"""Rows of core.ops.OPERATIONS that this engine can't serve."""
+UNSUPPORTED = frozenset({"tmpfile", "fallocate", "lseek", "copy_file_range", "syncfs"})
+"""Rows of core.ops.OPERATIONS that pyfuse3 has no handlers for: the kernel answers EOPNOTSUPP, or does without."""
 
 Result = TypeVar("Result")
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
@@ -313,7 +313,7 @@ class Portable(pyfuse3.Operations):
 
     @_answers
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._run(OPERATIONS["fsync"](self.fs, self.handles[fh], data_only=datasync))
+        await self._run(OPERATIONS["fsync"](self.fs, self.handles[fh].node, data_only=datasync))
 
     # Directories.
 
@@ -338,6 +338,8 @@ class Portable(pyfuse3.Operations):
                     continue
             entry = self._attributes(attr(self.fs, node))
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                # What the kernel gets no reference to doesn't stay for its sake.
+                OPERATIONS["forget"](self.fs, node, 0)
                 break
             # The kernel takes a reference for each entry it received, but for these two.
             if position >= _SPECIAL_ENTRIES:

@@ -32,6 +32,12 @@ _fchmodat2 = ctypes.CFUNCTYPE(
     ctypes.c_uint,
     use_errno=True,
 )(("syscall", LIBC))
+_fallocate = LIBC.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_fallocate.restype = ctypes.c_int
+_syncfs = LIBC.syncfs
+_syncfs.argtypes = (ctypes.c_int,)
+_syncfs.restype = ctypes.c_int
 _getdents64 = LIBC.getdents64
 _getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _getdents64.restype = ctypes.c_ssize_t
@@ -106,6 +112,20 @@ def _chmod_through_descriptor(dir_fd: int, name: bytes, mode: int) -> None:
 def chown_at(dir_fd: int, name: bytes, uid: int, gid: int) -> None:
     """Set the owner of the name itself; -1 leaves one as it is. Source: fchownat(2)."""
     os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2): allocate, punch, zero, collapse or insert a range of bytes, as the FALLOC_FL_* bits of mode say."""
+    while _fallocate(fd, mode, offset, length) != 0:
+        error = last_error()
+        if error.errno != errno.EINTR:
+            raise error
+
+
+def sync_filesystem(fd: int) -> None:
+    """Write all of the filesystem that fd is on to disk; fd is not O_PATH. Source: syncfs(2)."""
+    if _syncfs(fd) != 0:
+        raise last_error()
 
 
 def list_dir(fd: int) -> list[tuple[bytes, int, int]]:
