@@ -1,0 +1,114 @@
+"""The Markdown table of a run."""
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from benchmarks.peers import PEERS
+from benchmarks.results import Figure, Run
+from benchmarks.workload import WORKLOADS
+
+KERNEL: Final = "kernel"
+
+
+def table(run: Run) -> str:
+    """What was run, one row a workload, and what failed."""
+    peers = run.peers()
+    ours = [peer.name for peer in PEERS if peer.ours and peer.name in peers]
+    titles = {peer.name: peer.title for peer in PEERS}
+    head = ["workload", *(titles[peer] for peer in peers), *(f"{name} / best FUSE peer" for name in ours)]
+    rows = [head, ["---", *("---:" for _ in head[1:])]]
+    for name in WORKLOADS:
+        if name in run.workloads():
+            rows.append([f"{WORKLOADS[name].title} (`{name}`)", *(_cell(run, name, peer) for peer in peers)])
+            rows[-1] += [_against_best(run, name, peer) for peer in ours]
+    lines = [_about(run), "", *(f"| {' | '.join(row)} |" for row in rows)]
+    failures = run.failures()
+    if failures or run.missing:
+        lines += ["", "What failed:", ""]
+        lines += [f"- {peer} is missing: {why}" for peer, why in run.missing.items()]
+        lines += [f"- `{name}` on {titles[peer]}: {_one_line(why)}" for (name, peer), why in failures.items()]
+    notes = _side_results(run)
+    if notes:
+        lines += ["", *notes]
+    return "\n".join(lines) + "\n"
+
+
+def _about(run: Run) -> str:
+    machine = run.machine
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items() if name not in ("ext4", KERNEL))
+    rounds = max((one.round for one in run.measurements), default=0) + 1
+    return (
+        f"{run.date[:10]}, kernel {machine.kernel}, {machine.system}, {machine.processors} processors, "
+        f"{machine.memory / 2**30:.0f} GiB; {versions}; Python {machine.python}. {rounds} rounds in "
+        f"{run.seconds / 60:.0f} minutes; load {machine.load_before:.1f} before.\n\n"
+        "Each cell: the median, in brackets how many times as long it takes as the kernel's overlayfs, and ± half of "
+        "what lies between the least and the greatest of these ratios. The last columns compare with whichever FUSE "
+        "peer is the fastest at the workload: below 1 ours is faster."
+    )
+
+
+def _cell(run: Run, workload: str, peer: str) -> str:
+    figure = run.figure(workload, peer)
+    if figure is None:
+        return "fails" if run.error(workload, peer) else "–"
+    shown = amount(figure.median, WORKLOADS[workload].unit)
+    ratio = run.ratio(workload, peer, KERNEL)
+    if peer == KERNEL or ratio is None:
+        return f"{shown} ± {percent(figure)}"
+    return f"{shown} ({times(ratio.median)} ± {percent(ratio)})"
+
+
+def _against_best(run: Run, workload: str, peer: str) -> str:
+    best = run.best_fuse(workload)
+    ratio = run.ratio(workload, peer, best) if best else None
+    if ratio is None:
+        return "–"
+    shown = f"{times(ratio.median)} ± {percent(ratio)}"
+    return f"**{shown}**" if ratio.median < 1 else shown
+
+
+def _side_results(run: Run) -> Iterable[str]:
+    names = dict.fromkeys(name for one in run.measurements for name in one.outcome.notes)
+    lines = []
+    for name in names:
+        for workload in run.workloads():
+            found = {peer: note for peer in run.peers() if (note := run.notes(workload, peer, name)) is not None}
+            if found:
+                shown = ", ".join(f"{peer} {quantity(note.median)}" for peer, note in found.items())
+                lines.append(f"- `{workload}`, {name}: {shown}")
+    return lines
+
+
+def amount(value: float, unit: str) -> str:
+    """A value with its unit, to three digits."""
+    if unit == "bytes":
+        return f"{quantity(value)}B"
+    for factor, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= factor:
+            return f"{digits(value / factor)} {name}"
+    return f"{value * 1e9:.0f} ns"
+
+
+def quantity(value: float) -> str:
+    for factor, name in ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki")):
+        if value >= factor:
+            return f"{digits(value / factor)} {name}"
+    return f"{value:.0f} "
+
+
+def digits(value: float) -> str:
+    """Three digits, but no less than the units."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if 0 < value < 1000 else f"{value:.0f}"
+
+
+def times(ratio: float) -> str:
+    return f"{digits(ratio)} ×"
+
+
+def percent(figure: Figure) -> str:
+    return f"{figure.spread:.0%}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

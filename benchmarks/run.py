@@ -1,0 +1,159 @@
+"""All measurements of a run: workload by workload, peer by peer, round by round.
+
+A round has every workload on every peer once, the peers of a workload one right after the other, each time beginning
+with another one. So a disturbance of the machine meets all peers of one round alike, and not all rounds.
+"""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.inputs import Inputs, fingerprint, remove
+from benchmarks.peers import Peer, PeerMissing, install_debian
+from benchmarks.results import Machine, Measurement, Run
+from benchmarks.site import Site, abort_connections, detach_all
+from benchmarks.workload import Workload
+from tests.support.mounts import CONNECTIONS
+from tests.support.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, become_subreaper, mount, unshare
+
+
+class WrongPlace(Exception):
+    """The benchmarks can't run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    workloads: Sequence[Workload]
+    peers: Sequence[Peer]
+    rounds: int
+    only: Sequence[str] = ()
+    """What was asked for, for the report; nothing for all."""
+
+
+def isolate() -> None:
+    """Put this process into a mount namespace of its own, and let it adopt the daemons."""
+    if os.geteuid() != 0:
+        raise WrongPlace("the benchmarks mount filesystems: run them as root")
+    unshare(CLONE_NEWNS)
+    mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
+    if not any(CONNECTIONS.iterdir()):
+        mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl")
+    become_subreaper()
+    # An ordinary end, so that everything is cleaned up.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def check_scratch(scratch: Path) -> None:
+    """Raises WrongPlace unless a directory is on ext4: the floor is named after it."""
+    ask = ["stat", "-f", "-c", "%T", str(scratch)]
+    kind = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    if kind != "ext2/ext3":
+        raise WrongPlace(f"{scratch} is on {kind}, not on ext4; name another directory with TMPDIR=")
+
+
+def install(peers: Sequence[Peer], workloads: Sequence[Workload]) -> dict[str, str]:
+    """Install what is missing; returns why, for each peer that can't be had. Raises PeerMissing for a tool."""
+    install_debian(sorted({tool for one in workloads for tool in one.tools}))
+    missing = {}
+    for peer in peers:
+        try:
+            peer.install()
+        except PeerMissing as error:
+            missing[peer.name] = str(error)
+            print(f"{peer.name} IS MISSING: {error}", flush=True)
+    return missing
+
+
+def prepare(workloads: Sequence[Workload], inputs: Inputs) -> list[str]:
+    """Make the inputs; returns the names of those that are layers."""
+    layers = sorted({name for one in workloads for name in one.lowers or ("empty",)})
+    for name in sorted({*layers, *(name for one in workloads for name in one.inputs)}):
+        inputs.make(name)
+    return layers
+
+
+def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
+    """Carry out a plan. Raises WrongPlace when a peer changed an input."""
+    missing = install(plan.peers, plan.workloads)
+    peers = [peer for peer in plan.peers if peer.name not in missing]
+    layers = prepare(plan.workloads, inputs)
+    before = {name: fingerprint(inputs.path(name)) for name in layers}
+    run = Run(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        only=list(plan.only),
+        machine=_machine(),
+        versions={peer.name: peer.version() for peer in peers},
+        missing=missing,
+    )
+    started = time.monotonic()
+    # Those that drop the caches come last, so that the layers have to be read again only once a round.
+    workloads = sorted(plan.workloads, key=lambda one: one.cold)
+    hopeless: set[tuple[str, str]] = set()
+    try:
+        for number in range(plan.rounds):
+            for workload in workloads:
+                if number >= workload.rounds:
+                    continue
+                if not workload.cold:
+                    for name in workload.lowers:
+                        inputs.warm(name)
+                turn = number % len(peers)
+                for peer in [*peers[turn:], *peers[:turn]]:
+                    if (workload.name, peer.name) in hopeless:
+                        continue
+                    outcome = Site(scratch / "site", peer, workload, inputs).measure()
+                    run.measurements.append(Measurement(workload.name, peer.name, number, outcome))
+                    if outcome.error is not None:
+                        print(f"{workload.name} on {peer.name} FAILED: {outcome.error}", flush=True)
+                        # It would take as long again, and the answer would be the same.
+                        hopeless.add((workload.name, peer.name))
+                if workload.cold:
+                    inputs.cooled()
+                # What a peer has written is not to slow down the next ones.
+                os.sync()
+                _tell(run, workload, number, time.monotonic() - started)
+    finally:
+        abort_connections(scratch)
+        detach_all(scratch)
+    run.seconds = time.monotonic() - started
+    run.load_after = os.getloadavg()[0]
+    changed = [name for name in layers if fingerprint(inputs.path(name)) != before[name]]
+    if changed:
+        for name in changed:
+            remove(inputs.path(name))
+        raise WrongPlace(f"a peer changed the lower layers {', '.join(changed)}; they will be made anew")
+    return run
+
+
+def _tell(run: Run, workload: Workload, number: int, seconds: float) -> None:
+    measured = [one for one in run.measurements if (one.workload, one.round) == (workload.name, number)]
+    figures = "  ".join(
+        f"{one.peer} {'-' if one.outcome.value is None else format(one.outcome.value, '.4g')}" for one in measured
+    )
+    print(f"{seconds:6.0f} s  round {number + 1}  {workload.name}: {figures}", flush=True)
+
+
+def _machine() -> Machine:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(
+        kernel=platform.release(),
+        system=platform.freedesktop_os_release().get("PRETTY_NAME", "Linux"),
+        processors=os.cpu_count() or 1,
+        memory=memory,
+        python=sys.version.split()[0],
+        load_before=os.getloadavg()[0],
+    )

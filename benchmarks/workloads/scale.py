@@ -1,0 +1,100 @@
+"""Scale: the same work with more layers, files, entries or mounts. Cost has to grow as the work does."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from benchmarks.inputs import read_all
+from benchmarks.site import Site
+from benchmarks.workload import workload
+from benchmarks.workloads.names import walk
+
+_LAYERS: Final = (1, 10, 50, 100, 250, 500)
+
+
+@workload(
+    "layers-mount",
+    "mount {size} layers",
+    group="scale",
+    sizes=_LAYERS,
+    lowers=["layers-{size}"],
+    mounted=False,
+    rounds=2,
+)
+def layers_mount(site: Site) -> None:
+    with site.clock:
+        site.mount()
+
+
+@workload(
+    "layers-walk",
+    "walk 3,000 files in {size} layers",
+    group="scale",
+    sizes=_LAYERS,
+    lowers=["layers-{size}"],
+    rounds=2,
+)
+def layers_walk(site: Site) -> None:
+    with site.clock:
+        found = walk(site, site.mnt)
+    site.check("entries", found, site.count(3000) + 30 + 1)
+
+
+@workload(
+    "files",
+    "walk {size} files",
+    group="scale",
+    sizes=(1000, 10_000, 100_000, 1_000_000),
+    lowers=["files-{size}"],
+    limit=240.0,
+    rounds=1,
+)
+def files(site: Site) -> None:
+    before = site.memory()
+    with site.clock:
+        found = walk(site, site.mnt)
+    if site.daemons():
+        site.note("daemon bytes per inode", max(0, site.memory() - before) / found)
+    site.check("files", found >= site.count(site.size), True)
+
+
+@workload(
+    "directory",
+    "list and stat a directory of {size} entries",
+    group="scale",
+    sizes=(1000, 10_000, 100_000),
+    lowers=["entries-{size}"],
+    rounds=2,
+)
+def directory(site: Site) -> None:
+    with site.clock:
+        with os.scandir(site.mnt / "directory") as entries:
+            found = sum(1 for entry in entries if entry.stat(follow_symlinks=False).st_size == 0)
+    site.check("entries", found, site.count(site.size))
+
+
+def _used() -> int:
+    """Bytes of memory in use, the page cache included."""
+    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return (int(values["MemTotal"].split()[0]) - int(values["MemFree"].split()[0])) * 1024
+
+
+@workload(
+    "mounts",
+    "memory of {size} mounts of one image, 32 MiB read in each",
+    group="scale",
+    sizes=(1, 4, 16, 64),
+    lowers=["programs"],
+    unit="bytes",
+    mounted=False,
+    rounds=1,
+    limit=120.0,
+    cold=True,
+)
+def mounts(site: Site) -> None:
+    site.drop_caches()
+    before = _used()
+    for number in range(site.size):
+        read_all(site.mount(number))
+    site.note("daemons", site.memory())
+    site.record(max(1, _used() - before))
