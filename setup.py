@@ -11,17 +11,19 @@ COMPILED = (
 
 
 def extensions() -> list[Extension]:
-    """The extension modules to build; none without Cython. `optional` lets an install go on without a C compiler."""
+    """The extension modules to build, none without Cython; the install goes on without a C compiler."""
     try:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [Extension(path.removesuffix(".py").replace("/", "."), [path], optional=True) for path in COMPILED]
+    modules = [Extension(path.removesuffix(".py").replace("/", "."), [path]) for path in COMPILED]
     # An `int` hint read as a C type would clash with the declaration in the .pxd.
     directives = {"language_level": 3, "annotation_typing": False}
     built: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
         modules, build_dir="build/cython", compiler_directives=directives, quiet=True
     )
+    for extension in built:
+        extension.optional = True
     return built
 
 
