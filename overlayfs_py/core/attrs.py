@@ -67,8 +67,9 @@ def getxattr(fs: Overlay, node: Node, key: bytes) -> bytes:
     return value
 
 
-def listxattr(fs: Overlay, node: Node) -> list[bytes]:
-    """The names of all extended attributes, without the overlay's own."""
+def listxattr(fs: Overlay, node: Node, *, trusted: bool = True) -> list[bytes]:
+    """The names of all extended attributes, without the overlay's own; without `trusted`, without trusted.* ones too,
+    which only a caller with CAP_SYS_ADMIN may see (xattr(7))."""
     with objects.reached(fs, node) as fd:
         try:
             keys = xattrs.flist(fd)
@@ -81,7 +82,10 @@ def listxattr(fs: Overlay, node: Node) -> list[bytes]:
     return [
         fs.marks.to_shown(key)
         for key in keys
-        if not fs.marks.hidden(key) and key != override and not (fs.config.noacl and key in _ACLS)
+        if not fs.marks.hidden(key)
+        and key != override
+        and not (fs.config.noacl and key in _ACLS)
+        and (trusted or not key.startswith(b"trusted."))
     ]
 
 

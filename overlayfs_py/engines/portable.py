@@ -227,7 +227,7 @@ class Portable(pyfuse3.Operations):
     @_answers
     async def listxattr(self, node_id: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         self._need_xattrs()
-        keys: list[bytes] = OPERATIONS["listxattr"](self.fs, self.fs.node(node_id))
+        keys: list[bytes] = OPERATIONS["listxattr"](self.fs, self.fs.node(node_id), trusted=ctx.uid == 0)
         return keys
 
     @_answers
