@@ -8,7 +8,7 @@ A daemon and its helper talk over a socketpair, one word a packet: the daemon sa
 with the descriptor of the FUSE connection, and at the end ANSWERED, or at any time FAILED with the reason.
 """
 
-from mount_helper.handover import ANSWERED, FAILED, MAX_WORD, MOUNTED, READY, hand_over
+from mount_helper.handover import ANSWERED, FAILED, MAX_WORD, MOUNTED, READY, STOP_SIGNALS, hand_over, hear
 from mount_helper.request import HelperError, Request
 from mount_helper.unmounting import unmount, unmount_if_dead
 
@@ -18,9 +18,11 @@ __all__ = [
     "MAX_WORD",
     "MOUNTED",
     "READY",
+    "STOP_SIGNALS",
     "HelperError",
     "Request",
     "hand_over",
+    "hear",
     "unmount",
     "unmount_if_dead",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import select
 import signal
@@ -19,9 +20,17 @@ ANSWERED = b"A"
 FAILED = b"F"
 MAX_WORD = 65536  # bytes
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What a caller may hold back, so that none of them arrives between success and its own end."""
+
 _TICK = 0.1  # seconds between looks for a signal
 _PATIENCE = 5.0  # seconds for a daemon that was told to end
+
+
+def hear(daemon: socket.socket) -> bytes:
+    """The daemon's next word, empty if it has ended. Raises HelperError when a signal asks to stop meanwhile."""
+    _wait_for(daemon, ())
+    return daemon.recv(MAX_WORD)
 
 
 def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, seconds: float) -> bytes:
@@ -49,13 +58,17 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
                 os.close(descriptor)
             probe, answer = _probe(request.mountpoint, daemon)
             try:
-                _wait_for(answer, daemon, seconds)
+                speaker = _wait_for(daemon, (answer,), seconds)
             finally:
                 os.close(answer)
+            # A daemon that serves says nothing; one that has ended makes the probe end too.
+            if speaker == daemon.fileno():
+                raise HelperError("the daemon ended before the root answered; see its log")
             number = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1])
             probe = 0
             if number != 0:
                 raise HelperError(f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}")
+            _heed_signals()
             daemon.send(ANSWERED)
         except (HelperError, OSError) as error:
             failure = error if isinstance(error, HelperError) else HelperError(f"the daemon ended: {error.strerror}")
@@ -105,21 +118,24 @@ def _probe(mountpoint: bytes, daemon: socket.socket) -> tuple[int, int]:
     return pid, reader
 
 
-def _wait_for(answer: int, daemon: socket.socket, seconds: float) -> None:
+def _wait_for(daemon: socket.socket, others: tuple[int, ...], seconds: float = math.inf) -> int:
+    """The descriptor that can be read first, the daemon's before others. Raises HelperError on a signal or too late."""
     poller = select.poll()
-    poller.register(answer, select.POLLIN)
-    poller.register(daemon, select.POLLIN)
+    for descriptor in (daemon.fileno(), *others):
+        poller.register(descriptor, select.POLLIN)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if signal.sigpending() & set(_SIGNALS):
-            raise HelperError("interrupted by a signal")
+        _heed_signals()
         speakers = {descriptor for descriptor, _ in poller.poll(_TICK * 1000)}
-        # A daemon that serves says nothing; one that has ended makes the probe end too.
-        if daemon.fileno() in speakers:
-            raise HelperError("the daemon ended before the root answered; see its log")
-        if answer in speakers:
-            return
+        for descriptor in (daemon.fileno(), *others):
+            if descriptor in speakers:
+                return descriptor
     raise HelperError(f"the root did not answer within {seconds:g} seconds")
+
+
+def _heed_signals() -> None:
+    if signal.sigpending() & set(STOP_SIGNALS):
+        raise HelperError("interrupted by a signal")
 
 
 def _end(daemon: socket.socket, daemon_pid: int, probe: int) -> None:
@@ -141,7 +157,7 @@ def _tell(daemon: socket.socket, word: bytes) -> None:
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """Between mount and success a signal must not end this process, or a dead mount would stay behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

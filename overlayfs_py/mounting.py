@@ -32,7 +32,6 @@ GRACE = 10.0
 """Seconds that those who still use the mount have after a signal to end it."""
 
 _MS_POSIXACL = 1 << 16
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ERRORS: dict[str, type[OverlayError]] = {kind.__name__: kind for kind in (ConfigError, LayerError, MountError)}
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,10 @@ def _become_helper(config: MountConfig, daemon: socket.socket, theirs: socket.so
 
 def _help(config: MountConfig, daemon: socket.socket, daemon_pid: int) -> bytes:
     """Wait until the daemon has its layers open, then mount for it. Raises the daemon's error, or MountError."""
-    word = daemon.recv(mount_helper.MAX_WORD)
+    try:
+        word = mount_helper.hear(daemon)
+    except mount_helper.HelperError as error:
+        raise MountError(str(error)) from error
     if word != mount_helper.READY:
         kind, _, message = os.fsdecode(word.removeprefix(mount_helper.FAILED)).partition(" ")
         raise _ERRORS.get(kind, MountError)(message or "the daemon ended before it was ready; see its log")
@@ -165,8 +167,9 @@ def _detach(kept: int) -> None:
     """Leave the caller's session, directory, signal handlers, and descriptors except the one to keep."""
     # These descriptors are no longer what objects of the caller may still close when they are collected.
     gc.freeze()
-    for number in (*_STOP_SIGNALS, signal.SIGCHLD):
+    for number in (*mount_helper.STOP_SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, mount_helper.STOP_SIGNALS)
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
@@ -193,7 +196,7 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     _warn(config)
     with contextlib.closing(open_overlay(config)) as overlay:
         # From here on these wait for the watcher.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
         connection, device = _ask_for_connection(helper, config.mountpoint)
         answered = threading.Event()
         watcher = threading.Thread(
@@ -225,6 +228,8 @@ def _warn(config: MountConfig) -> None:
         log.warning("option %s has no effect here; ignored", option)
     if config.context is not None and not _has_selinux():
         log.warning("option context has no effect without SELinux; ignored")
+    if config.max_write is not None:
+        log.warning("option max_write has no effect here, since libfuse sets the size; ignored")
 
 
 def _ask_for_connection(helper: socket.socket, mountpoint: bytes) -> tuple[int, bytes]:
@@ -255,10 +260,10 @@ def _watch(
         _unmount_lazily(mountpoint, device)
         os._exit(1)
     answered.set()
-    number = signal.sigwait(_STOP_SIGNALS)
+    number = signal.sigwait(mount_helper.STOP_SIGNALS)
     log.info("unmounting on %s", signal.Signals(number).name)
     _unmount_lazily(mountpoint, device)
-    signal.sigtimedwait(_STOP_SIGNALS, GRACE)
+    signal.sigtimedwait(mount_helper.STOP_SIGNALS, GRACE)
     log.warning("%s was still in use; those who use it get errors now", os.fsdecode(mountpoint))
     logging.shutdown()
     os._exit(0)

@@ -157,7 +157,7 @@ def nothing_left(layers: Layers) -> Iterator[None]:
     before, running = sorted(os.walk(layers.base)), _children()
     yield
     assert mounted_at(layers.mnt) is None
-    assert _children() <= running
+    wait_until(lambda: _children() <= running)
     assert sorted(os.walk(layers.base)) == before
 
 
@@ -197,6 +197,20 @@ def test_daemon_keeps_nothing_of_its_caller(layers: Layers) -> None:
         os.close(reader)
         unmount(layers.mnt)
     assert reap(pid) == 0
+
+
+@pytest.mark.parametrize("closed", [(0,), (1, 2), (0, 1, 2)])
+def test_caller_without_standard_descriptors_is_served(layers: Layers, closed: tuple[int, ...]) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    assert call(stack(layers), before=close).returncode == 0
+    pid = daemon_of(layers.mnt)
+    assert os.listdir(layers.mnt) == []
+    unmount(layers.mnt)
+    assert reap(pid) == 0
+    assert call(["-o", "lowerdir=/nonexistent", layers.mnt], before=close).returncode == 1
 
 
 def test_daemon_may_open_as_much_as_its_hard_limit_allows(layers: Layers) -> None:
@@ -652,16 +666,23 @@ def test_bug_in_the_daemon_is_in_its_log(layers: Layers) -> None:
     assert "ValueError: a bug" in log.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [
+        (signal.SIGINT, 32, "overlayfs-py: interrupted by a signal\n"),
+        (signal.SIGTERM, 32, "overlayfs-py: interrupted by a signal\n"),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
 def test_program_killed_while_it_waits_leaves_nothing(
-    layers: Layers, nothing_left: None, number: signal.Signals
+    layers: Layers, nothing_left: None, number: signal.Signals, status: int, says: str
 ) -> None:
     program = fake("def serve(overlay, fd): time.sleep(60)", answer_limit=60)
-    process = subprocess.Popen([*program, *stack(layers)], env=environment(), stderr=subprocess.PIPE)
+    process = subprocess.Popen([*program, *stack(layers)], env=environment(), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: mounted_at(layers.mnt) is not None)
     process.send_signal(number)
-    process.communicate(timeout=_LIMIT)
-    assert process.returncode == -number
+    _, errors = process.communicate(timeout=_LIMIT)
+    assert (process.returncode, errors) == (status, says)
     wait_until(lambda: mounted_at(layers.mnt) is None)
 
 

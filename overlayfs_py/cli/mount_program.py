@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+import mount_helper
 from overlayfs_py import __version__
 from overlayfs_py.config import OPTIONS, parse_options
 from overlayfs_py.errors import ConfigError, OverlayError
@@ -38,14 +39,22 @@ class CommandLine:
 
 def main() -> int:
     """Run with the arguments of this process; returns the exit status."""
-    # Until there is a mount to take care of, an interrupt just ends the program.
+    # An interrupt ends the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_standard_descriptors()
     try:
         return run([os.fsencode(argument) for argument in sys.argv[1:]])
     except OverlayError as error:
         line = "".join(char if char.isprintable() else " " for char in str(error))
-        print(f"overlayfs-py: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        os.write(2, f"overlayfs-py: {line}\n".encode(errors="backslashreplace"))
         return _MISUSED if isinstance(error, ConfigError) else _FAILED
+
+
+def _open_standard_descriptors() -> None:
+    """A caller may have closed some of 0, 1 and 2; nothing else may get these numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def run(arguments: list[bytes]) -> int:
@@ -71,6 +80,8 @@ def run(arguments: list[bytes]) -> int:
     if command.foreground:
         mounting.serve_in_foreground(config, debug=command.debug)
     else:
+        # The helper sees to these itself, and after success the program ends, whatever comes in between.
+        signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
         mounting.mount(config)
     return 0
 
