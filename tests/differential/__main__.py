@@ -31,7 +31,7 @@ def main() -> int:
     hunting.add_argument("--ops", type=int, default=5000)
     hunting.add_argument("--steps", type=int, default=150, help="operations in one script")
     hunting.add_argument("--seed", type=int, default=0)
-    hunting.add_argument("--reduce", type=float, default=40, metavar="SECONDS")
+    hunting.add_argument("--reduce", type=float, default=120, metavar="SECONDS")
     hunting.add_argument("--out", type=Path, help="directory for one file a difference")
     arguments = parser.parse_args()
     unshare(CLONE_NEWNS)
@@ -56,7 +56,7 @@ def _second(name: str | None) -> Mounter | None:
 
 def _replay(file: Path, scratch: Path, second: Mounter | None, limit: float) -> int:
     script = load(file.read_text())
-    finding = run(script, scratch / "0", second=second)
+    finding = run(script, scratch / "0", second)
     if finding is None:
         print("no difference")
         return 0
@@ -103,17 +103,18 @@ def random_script(
         stack = without_privilege(stack, devices=not profile.user_namespace)
     kinds = [kind for kind in MAKERS if source.randrange(4)] or ["rename"]
     weights = [MAKERS[kind][0] for kind in kinds]
-    with Pair(profile, stack, base, second=second) as pair:
-        world = World(pair.first)
-        try:
+    pair = Pair(profile, stack, base, second)
+    try:
+        with pair:
+            world = World(pair.first)
             pair.do(first_step(source))
             for kind in source.choices(kinds, weights, k=length):
                 world.look()
                 pair.do(random_step(source, world, kind))
             pair.finish()
-        except Divergence as divergence:
-            return pair.script, divergence.finding
-        return pair.script, None
+    except Divergence as divergence:
+        return pair.script, divergence.finding
+    return pair.script, None
 
 
 def reduced(
@@ -121,12 +122,13 @@ def reduced(
 ) -> tuple[Script, Finding]:
     """A shorter script with a finding of the same signature."""
     best = finding
+    steps_only = finding.stage in ("result", "afterwards")
 
     def still_fails(shorter: Script) -> bool:
         nonlocal best
         base = scratch / "reduce"
         try:
-            found = run(shorter, base, second=second)
+            found = run(shorter, base, second, steps_only=steps_only)
         except (OSError, MountFailed):
             # Without some of its nodes a stack may be impossible to build.
             return False
@@ -137,7 +139,7 @@ def reduced(
         best = found
         return True
 
-    return reduce(script, still_fails, limit), best
+    return reduce(script, finding.failed, still_fails, limit), best
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import stat
 from dataclasses import dataclass
 from typing import Final
 
-from tests.differential.script import HandleChmod, HandleSetXattr, HandleStat, Link, Step, Where
+from tests.differential.script import HandleChmod, HandleSetXattr, HandleStat, Link, MapWrite, Rotate, Step, Where
+from tests.support.trees import Difference, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,35 @@ SKIPPED: Final = (
         "hard links of symlinks, devices, FIFOs and sockets with `userxattr`",
         "they cannot carry user xattrs, so the kernel's index loses them and its next mount fails: ENODATA",
     ),
+    Known(
+        "someone unprivileged who changes a set-id file through a shared mapping clears the set-id bits",
+        "pyfuse3 does not tell such a write from write(2), which has to clear them",
+    ),
+)
+
+# Fields of trees that may differ one way, as `better` tells.
+BETTER: Final = (
+    Known(
+        "copied-up files keep more of their holes",
+        "the kernel's overlayfs copies a hole that begins in the same mebibyte as data",
+    ),
+    Known(
+        "`impure` on a directory into which something was moved that is no copy",
+        "the mark allows for copies, so more of them are right; the kernel looks whether it is one",
+    ),
+)
+
+# Parts of the upper directory that may be there on one side alone, as `without_needless_copies` tells.
+NEEDLESS_COPIES: Final = (
+    Known(
+        "which names of a hard-linked lower file are in the upper layer",
+        "a FUSE filesystem is told the file, not the name it was opened by; the index makes it the same to see. An "
+        "upper used as a lower layer loses its index, so scripts make none of one that needs it",
+    ),
+    Known(
+        "a file that is in the upper layer, unchanged, because an operation on it failed",
+        "the kernel's overlayfs copies up before it asks the upper filesystem; where we know the answer, we don't",
+    ),
 )
 
 # The kernel's side is asked in a way that avoids these.
@@ -70,14 +100,22 @@ ACCEPTED: Final = (
 def undefined(side: Where, step: Step, *, userxattr: bool) -> bool:
     """Whether a step would do on the kernel's side what SKIPPED lists."""
     match step.op:
+        case Rotate():
+            return side.has_index_entries()
+        case MapWrite(path=path):
+            return step.who != 0 and bool(_mode(side, path) & (stat.S_ISUID | stat.S_ISGID))
         case HandleChmod(slot=slot) | HandleSetXattr(slot=slot):
             return _is_deleted(side, slot)
         case Link(old=old) if userxattr:
-            try:
-                return not stat.S_ISREG(os.lstat(side.at(old)).st_mode)
-            except OSError:
-                return False
+            return bool(mode := _mode(side, old)) and not stat.S_ISREG(mode)
     return False
+
+
+def _mode(side: Where, path: bytes) -> int:
+    try:
+        return os.lstat(side.at(path)).st_mode
+    except OSError:
+        return 0
 
 
 def accepted(side: Where, step: Step, first: object, second: object) -> bool:
@@ -85,6 +123,33 @@ def accepted(side: Where, step: Step, first: object, second: object) -> bool:
     if isinstance(step.op, HandleStat) and isinstance(first, dict) and isinstance(second, dict):
         return {**first, "nlink": 0} == second and first["nlink"] == 1 and _is_deleted(side, step.op.slot)
     return False
+
+
+def better(found: Difference, prefix: str) -> bool:
+    """Whether a difference between the kernel's tree and ours is one that BETTER lists."""
+    if found.field == "sparse":
+        return not found.left
+    if found.field == "xattrs" and isinstance(found.left, tuple) and isinstance(found.right, tuple):
+        return {*found.left, (f"{prefix}impure", b"y")} == {*found.right}
+    return False
+
+
+def without_needless_copies(tree: Tree, other: Tree, prefix: str, *, failures: bool) -> Tree:
+    """An upper directory without what NEEDLESS_COPIES allows it to hold in addition to `other`.
+
+    `failures` says whether any operation has failed.
+    """
+    needless: set[bytes] = set()
+    for path in sorted(tree.keys() - other.keys(), key=lambda path: -path.count(b"/")):
+        marks = {name.removeprefix(prefix) for name, _ in tree[path].xattrs}
+        if tree[path].kind == "dir":
+            below = {inner for inner in tree if inner.startswith(path + b"/")}
+            copied = "origin" in marks and below <= needless
+        else:
+            copied = "origin" in marks and ("nlink" in marks or failures)
+        if copied:
+            needless.add(path)
+    return {path: entry for path, entry in tree.items() if path not in needless}
 
 
 def _is_deleted(side: Where, slot: int) -> bool:

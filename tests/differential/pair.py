@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
-from tests.differential.known import ROOT_MARKS, accepted, undefined
+from tests.differential.known import ROOT_MARKS, accepted, better, undefined, without_needless_copies
 from tests.differential.script import USERS, Script, Stat, Step, User, show, written
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
@@ -25,7 +25,8 @@ _KEEP: Final = ctypes.c_uint32(0xFFFFFFFF)
 class Finding:
     """A difference: at which stage and step, what it is, and what the first and the second side have.
 
-    `signature` is the same for differences that probably have the same cause.
+    `signature` is the same for differences that probably have the same cause; `failed` are the steps that failed on
+    both sides, without which the difference probably stays.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class Finding:
     first: str
     second: str
     signature: tuple[str, ...]
+    failed: frozenset[int]
 
 
 class Divergence(AssertionError):
@@ -60,23 +62,17 @@ class Pair:
     `do` runs a step on both and `finish` compares all that is left on disk; both raise Divergence.
     """
 
-    def __init__(
-        self, profile: Profile, stack: Stack, base: Path, first: Mounter | None = None, second: Mounter | None = None
-    ) -> None:
+    def __init__(self, profile: Profile, stack: Stack, base: Path, second: Mounter | None = None) -> None:
         since = time.time_ns()
         self.profile = profile
         self.stack = stack
         self.done: list[Step] = []
+        self.failed: set[int] = set()
         self.first = Side(
-            base / "first", stack, first or kernel(profile.kernel_options), profile.prefix, since, stale_handles=True
+            base / "first", stack, kernel(profile.kernel_options), profile.prefix, since, stale_handles=True
         )
         self.second = Side(
-            base / "second",
-            stack,
-            second or ours(profile.our_options),
-            profile.prefix,
-            since,
-            stale_handles=first is not None,
+            base / "second", stack, second or ours(profile.our_options), profile.prefix, since, stale_handles=False
         )
         self._at_exit = ExitStack()
 
@@ -109,6 +105,8 @@ class Pair:
         if results[0] != results[1] and not accepted(self.first, step, results[0].value, results[1].value):
             kinds = _differing_keys(results[0], results[1])
             self._diverge("result", str(results[0]), str(results[1]), (name, *kinds))
+        if results[0].error:
+            self.failed.add(len(self.done) - 1)
         if step.look:
             looks = [_look(side, step, seen) for side, seen in zip((self.first, self.second), before, strict=True)]
             for path, seen in looks[0].items():
@@ -130,7 +128,15 @@ class Pair:
             except MountFailed as error:
                 self._diverge("unmount", "", str(error), ("unmount", side.name))
         one, other = (_upper_on_disk(side, self.profile.prefix) for side in (self.first, self.second))
-        self._same_trees("upper directory", one, other, ignore=("atime",))
+        prefix, failures = self.profile.prefix, bool(self.failed)
+        fewer = (
+            without_needless_copies(one, other, prefix, failures=failures),
+            without_needless_copies(other, one, prefix, failures=failures),
+        )
+        if fewer != (one, other):
+            # The mark of a directory that holds copies goes with them.
+            fewer = (_without_mark(fewer[0], f"{prefix}impure"), _without_mark(fewer[1], f"{prefix}impure"))
+        self._same_trees("upper directory", *fewer, ignore=("atime",))
         indexes = [_index_on_disk(side, self.profile.prefix) for side in (self.first, self.second)]
         if indexes[0] != indexes[1]:
             self._diverge("index", "\n".join(indexes[0]), "\n".join(indexes[1]), ("index",))
@@ -153,7 +159,7 @@ class Pair:
             side.unmount()
 
     def _same_trees(self, stage: str, one: Tree, other: Tree, ignore: tuple[str, ...] = ()) -> None:
-        differences = compare_trees(one, other, ignore)
+        differences = [found for found in compare_trees(one, other, ignore) if not better(found, self.profile.prefix)]
         if differences:
             lines = [_show_difference(difference) for difference in differences[:40]]
             first = "\n".join([*lines, "", "first tree:", show_tree(one)])
@@ -162,7 +168,9 @@ class Pair:
             self._diverge(stage, first, second, (stage, *kinds))
 
     def _diverge(self, stage: str, first: str, second: str, signature: tuple[str, ...]) -> NoReturn:
-        finding = Finding(stage, len(self.done) - 1, first, second, (stage, *signature))
+        if log := self.second.log():
+            second += f"\n\ndaemon log:\n{log}"
+        finding = Finding(stage, len(self.done) - 1, first, second, (stage, *signature), frozenset(self.failed))
         raise Divergence(finding, report(self.script, finding))
 
 
@@ -175,13 +183,14 @@ def report(script: Script, finding: Finding) -> str:
     )
 
 
-def run(script: Script, base: Path, first: Mounter | None = None, second: Mounter | None = None) -> Finding | None:
-    """Run a whole script and return what differs first, if anything does."""
+def run(script: Script, base: Path, second: Mounter | None = None, *, steps_only: bool = False) -> Finding | None:
+    """Run a whole script and return what differs first, if anything does; with `steps_only`, during the steps."""
     try:
-        with Pair(PROFILES[script.profile], script.stack, base, first, second) as pair:
+        with Pair(PROFILES[script.profile], script.stack, base, second=second) as pair:
             for step in script.steps:
                 pair.do(step)
-            pair.finish()
+            if not steps_only:
+                pair.finish()
     except Divergence as divergence:
         return divergence.finding
     return None
@@ -259,11 +268,22 @@ def _upper_on_disk(side: Side, prefix: str) -> Tree:
     return {path: _comparable(entry, prefix) for path, entry in tree.items()}
 
 
+def _without_mark(tree: Tree, mark: str) -> Tree:
+    return {
+        path: replace(entry, xattrs=tuple(item for item in entry.xattrs if item[0] != mark))
+        for path, entry in tree.items()
+    }
+
+
 def _comparable(entry: Entry, prefix: str) -> Entry:
-    """Without what may differ: all of a whiteout but its being one, the bytes of origins."""
+    """Without what may differ: all of a whiteout but its being one, the bytes of origins, how a count is noted."""
     if entry.kind == "whiteout":
         return Entry("whiteout")
-    xattrs = tuple((name, b"(present)" if name == f"{prefix}origin" else value) for name, value in entry.xattrs)
+    unsure = (f"{prefix}origin", f"{prefix}nlink")
+    xattrs = tuple((name, b"(present)" if name in unsure else value) for name, value in entry.xattrs)
+    if (f"{prefix}nlink", b"(present)") in xattrs:
+        # The visible trees tell the link count; how many of the names are in the upper directory may differ.
+        return replace(entry, xattrs=xattrs, nlink=0, group=b"")
     return replace(entry, xattrs=xattrs)
 
 
@@ -272,7 +292,9 @@ def _index_on_disk(side: Side, prefix: str) -> list[str]:
     directory = os.path.join(side.work, b"index")
     if not os.path.isdir(directory):
         return []
-    entries = [_comparable(entry, prefix) for path, entry in side.on_disk(directory).items() if path != b"."]
+    tree = side.on_disk(directory)
+    # The kernel keeps the whiteout it links again and again in the index.
+    entries = [_comparable(entry, prefix) for entry in tree.values() if entry.kind not in ("dir", "whiteout")]
     ignored = ("group", "atime")
     return sorted(
         str({field.name: getattr(entry, field.name) for field in fields(entry) if field.name not in ignored})

@@ -35,6 +35,9 @@ class Where(Protocol):
     def at(self, path: bytes) -> bytes:
         """The absolute path of a path of the script."""
 
+    def has_index_entries(self) -> bool:
+        """Whether the upper layer holds hard-linked lower files."""
+
     def remount(self) -> None:
         """Unmount and mount again."""
 
@@ -96,13 +99,13 @@ def status(side: Where, found: os.stat_result) -> dict[str, object]:
     seen: dict[str, object] = {
         "mode": oct(found.st_mode),
         "owner": (found.st_uid, found.st_gid),
-        "nlink": found.st_nlink,
         "mtime": clock(found.st_mtime_ns, side.since),
     }
     if not stat.S_ISLNK(found.st_mode):
         seen["atime"] = clock(found.st_atime_ns, side.since)
     if not stat.S_ISDIR(found.st_mode):
         seen["size"] = found.st_size
+        seen["nlink"] = found.st_nlink
     if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
         seen["rdev"] = found.st_rdev
     return seen

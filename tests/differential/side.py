@@ -67,6 +67,7 @@ class Side:
         self._kept: list[Tree] = []
         self._rotations = 0
         self._mount = contextlib.ExitStack()
+        self._log: Path | None = None
         self.mnt = self._directory(b"mnt")
         for number, layer in enumerate(stack):
             lower = self._directory(b"lower%d" % number)
@@ -88,7 +89,8 @@ class Side:
         return self.mnt + b"/" + path
 
     def mount(self, mounter: Mounter | None = None) -> None:
-        self._mount.enter_context((mounter or self.mounter)(self.mnt, self.lowers, self.upper, self.work))
+        live = (mounter or self.mounter)(self.mnt, self.lowers, self.upper, self.work)
+        self._log = self._mount.enter_context(live).log
 
     def unmount(self) -> None:
         """Close what is held and unmount; raises MountFailed when the mount or its daemon misbehaves."""
@@ -96,6 +98,12 @@ class Side:
             os.close(handle.descriptor)
         self.handles.clear()
         self._mount.close()
+
+    def log(self) -> str:
+        """What the daemon of the present mount has logged."""
+        if self._log is None or not self._log.exists():
+            return ""
+        return self._log.read_text(errors="backslashreplace")
 
     def remount(self) -> None:
         self.unmount()
@@ -108,6 +116,10 @@ class Side:
         self._rotations += 1
         self._new_upper()
         self.mount()
+
+    def has_index_entries(self) -> bool:
+        index = os.path.join(self.work, b"index")
+        return os.path.isdir(index) and bool(os.listdir(index))
 
     def visible(self) -> Tree:
         return read_tree(self.mnt, self.since)

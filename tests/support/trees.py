@@ -7,6 +7,7 @@ import re
 import stat
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final, Literal
@@ -120,7 +121,8 @@ def _make(root: bytes, path: bytes, node: Node) -> None:
 class Entry:
     """What can be seen of one object; `mtime` in nanoseconds, or "now" when it lies within the run.
 
-    `group` is the first path, in sorted order, of those that are the same inode.
+    `group` is the first path, in sorted order, of those that are the same inode. `nlink` of a directory is 0 when it is
+    right: two more than it has subdirectories, or 1, which says nothing about them.
     """
 
     kind: str
@@ -174,7 +176,16 @@ def read_tree(root: bytes, since: int) -> Tree:
         _read_below(descriptor, b"", since, tree, inodes, status.st_dev)
     finally:
         os.close(descriptor)
+    _check_directory_counts(tree)
     return _with_groups(tree, inodes)
+
+
+def _check_directory_counts(tree: Tree) -> None:
+    subdirectories = Counter(os.path.dirname(path) or b"." for path, entry in tree.items() if entry.kind == "dir")
+    subdirectories[b"."] -= 1  # itself
+    for path, entry in tree.items():
+        if entry.kind == "dir" and entry.nlink in (1, 2 + subdirectories[path]):
+            tree[path] = replace(entry, nlink=0)
 
 
 def _read_below(
