@@ -131,6 +131,9 @@ def open_file(fs: Overlay, caller: Caller, node: Node, flags: int) -> Steps[File
 
 def read(fs: Overlay, file: File, offset: int, size: int) -> bytes:
     """Up to `size` bytes at `offset`; fewer only at the end of the file."""
+    if file.node.metacopy:
+        # Its size is its own; the lower file may hold more, after a truncation that a crash has cut short.
+        size = min(size, max(0, objects.stat_node(fs, file.node).st_size - offset))
     fd = fs.files.fd(file.node, write=False)
     if not file.noatime:
         return os.pread(fd, size, offset)

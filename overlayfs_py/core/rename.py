@@ -83,12 +83,23 @@ def _check(fs: Overlay, old: _Place, new: _Place, flags: int) -> None:
         _check_movable(fs, new.node)
     elif new.node is not None and new.node is not old.node:
         _check_replaceable(fs, old.node, new.node)
+        _check_one_step(fs, old, flags)
     _check_movable(fs, old.node)
 
 
 def _check_movable(fs: Overlay, node: Node) -> None:
     if node.kind == stat.S_IFDIR and node.lowers and not fs.write_redirects:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), node.name)
+
+
+def _check_one_step(fs: Overlay, old: _Place, flags: int) -> None:
+    """A merged directory can't both leave a whiteout and replace another in one step without RENAME_WHITEOUT."""
+    assert old.node is not None
+    work = fs.writable()
+    if old.node.kind != stat.S_IFDIR or not old.node.lowers or (work.whiteouts == "device" and work.rename_whiteout):
+        return
+    if flags & RENAME_WHITEOUT or lookup.lower_positive(fs, old.parent, old.name):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old.name)
 
 
 def _check_replaceable(fs: Overlay, node: Node, replaced: Node) -> None:
@@ -250,9 +261,10 @@ def _move_then_whiteout(fs: Overlay, old: _Place, new: _Place, *, in_upper: bool
     work = fs.writable()
     staged: Staged = remove.stage_whiteout(fs, old.parent)
     try:
-        if in_upper:
+        if in_upper or new.node is not None:
             _move_over_then_whiteout(fs, old, new, staged)
             return
+        before = os.fstat(fs.dir_fd(new.parent))
         if old.parent is not new.parent and work.whiteouts == "xattr":
             remove.allow_xattr_whiteouts(fs, new.parent)
         staged.publish(fs.dir_fd(new.parent), new.name)
@@ -260,6 +272,7 @@ def _move_then_whiteout(fs: Overlay, old: _Place, new: _Place, *, in_upper: bool
             _renameat(fs, old, new, RENAME_EXCHANGE)
         except OSError:
             _drop_whiteout(fs, new.parent, new.name)
+            copyup.restore_times(fs, new.parent, before)
             raise
     finally:
         staged.close()
@@ -271,12 +284,14 @@ def _move_over_then_whiteout(fs: Overlay, old: _Place, new: _Place, whiteout: St
     mark = marks.DOT_WHITEOUT + old.name
     if len(mark) > lookup.NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), old.name)
+    before = os.fstat(dir_fd)
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     os.close(os.open(mark, flags, 0o600, dir_fd=dir_fd))
     try:
         _renameat(fs, old, new, 0)
     except OSError:
         _drop_whiteout(fs, old.parent, mark)
+        copyup.restore_times(fs, old.parent, before)
         raise
     try:
         whiteout.publish(fs.dir_fd(old.parent), old.name)
