@@ -138,9 +138,8 @@ def entry(fs: Overlay, base: Real, name: bytes) -> os.stat_result | _Whiteout | 
         return WHITEOUT
     if marks.is_dot_name(name) and stat.S_ISREG(st.st_mode) and not fs.marks.is_literal(dir_fd, name):
         return None
-    if base.layer.xattr_whiteouts and st.st_size == 0 and stat.S_ISREG(st.st_mode):
-        if fs.marks.is_xattr_whiteout(dir_fd, name):
-            return WHITEOUT
+    if st.st_size == 0 and stat.S_ISREG(st.st_mode) and fs.marks.is_xattr_whiteout(dir_fd, name):
+        return WHITEOUT
     return st
 
 

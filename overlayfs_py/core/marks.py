@@ -141,7 +141,7 @@ class Marks:
         return self._has(dir_fd, name, self.literal)
 
     def is_xattr_whiteout(self, dir_fd: int, name: bytes) -> bool:
-        """Whether an empty file in a directory with xattr whiteouts is one (kernel 6.7)."""
+        """Whether an empty file is a whiteout (kernel 6.7); a directory that lists such is marked opaque=x."""
         return self._has(dir_fd, name, self.whiteout)
 
     def _has(self, dir_fd: int, name: bytes, key: bytes) -> bool:

@@ -70,13 +70,15 @@ def _merge(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]
         entries = files.list_dir(fd)
     finally:
         os.close(fd)
+    # Only a directory so marked can hold them, which spares a look at each file of all others.
+    xattr_whiteouts = fs.marks.read_dir(dir_fd).xattr_whiteouts
     hides: list[bytes] = []
     for name, _, kind in entries:
         if name in shown or name in hidden:
             continue
         if marks.is_dot_name(name) and _is_dot_mark(fs, dir_fd, name):
             hides.append(name[len(marks.DOT_WHITEOUT) :])
-        elif kind in (_DT_CHR, _DT_UNKNOWN) or (real.layer.xattr_whiteouts and kind == _DT_REG):
+        elif kind in (_DT_CHR, _DT_UNKNOWN) or (xattr_whiteouts and kind == _DT_REG):
             if _shows(fs, real, name):
                 shown[name] = None
             else:

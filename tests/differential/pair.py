@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from tests.differential.known import ROOT_MARKS, accepted, better, undefined, without_needless_copies
-from tests.differential.script import USERS, Script, Stat, Step, User, show, written
+from tests.differential.script import USERS, Result, Script, Stat, Step, User, show, written
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
 from tests.support.trees import USER, Difference, Entry, Stack, Tree, compare_trees, error_name, read_xattrs, show_tree
@@ -43,17 +43,6 @@ class Divergence(AssertionError):
     def __init__(self, finding: Finding, report: str) -> None:
         super().__init__(report)
         self.finding = finding
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What an operation gave: a value, or an errno by name."""
-
-    error: str
-    value: object = None
-
-    def __str__(self) -> str:
-        return self.error or repr(self.value)
 
 
 class Pair:
@@ -100,9 +89,9 @@ class Pair:
             return
         self.done.append(step)
         before = [_inodes(side, step) for side in (self.first, self.second)]
-        results = [_run(side, step) for side in (self.first, self.second)]
+        results = _run(self.first, step), _run(self.second, step)
         name = type(step.op).__name__
-        if results[0] != results[1] and not accepted(self.first, step, results[0].value, results[1].value):
+        if results[0] != results[1] and not accepted(self.first, step, *results):
             kinds = _differing_keys(results[0], results[1])
             self._diverge("result", str(results[0]), str(results[1]), (name, *kinds))
         if results[0].error:

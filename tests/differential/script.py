@@ -65,6 +65,17 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """What an operation gave: a value, or an errno by name."""
+
+    error: str
+    value: object = None
+
+    def __str__(self) -> str:
+        return self.error or repr(self.value)
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """What a failure is reported as, and can be run again from."""
 

@@ -190,9 +190,6 @@ _REDIRECTS: Final[Stack] = (
 
 _MARKS: Final[Stack] = (
     (
-        Node(b"x-opaque", "dir", xattrs=(("@opaque", b"x"),)),
-        Node(b"x-opaque/gone", xattrs=(("@whiteout", b"y"),)),
-        Node(b"x-opaque/kept", data=b"kept"),
         Node(b"nested", "dir", xattrs=(("@overlay.opaque", b"y"), ("@overlay.whatever", b"1"))),
         Node(b"nested/f", data=b"f", xattrs=(("@overlay.metacopy", b""),)),
         Node(b"odd-opaque", "dir", xattrs=(("@opaque", b"n"),)),
@@ -200,8 +197,6 @@ _MARKS: Final[Stack] = (
         Node(b"junk", data=b"junk", xattrs=(("@junk", b"junk"), ("@impure", b"y"))),
     ),
     (
-        Node(b"x-opaque/gone", data=b"gone"),
-        Node(b"x-opaque/below", data=b"below"),
         Node(b"nested/below", data=b"below"),
         Node(b"odd-opaque/below", data=b"below"),
     ),
