@@ -139,11 +139,19 @@ def _check_flags(fs: Overlay, node: Node, disk_key: bytes, flags: int) -> None:
 
 
 def removexattr(fs: Overlay, node: Node, key: bytes) -> Steps[None]:
-    """Remove an extended attribute; ENODATA where there is none, and then nothing is copied up."""
+    """Remove an extended attribute; where there is none, nothing is copied up, and it is ENODATA unless it is an ACL.
+
+    Removing an ACL that is not there succeeds, as it does for the kernel's own filesystems (posix_acl_set).
+    """
     disk_key = fs.marks.to_disk(key)
     fs.writable()
     with objects.reached(fs, node) as fd:
-        xattrs.fget(fd, disk_key)
+        try:
+            xattrs.fget(fd, disk_key)
+        except OSError as error:
+            if error.errno == errno.ENODATA and key in _ACLS:
+                return
+            raise
     yield from copyup.copy_up(fs, node, data=False)
     with objects.reached(fs, node) as fd:
         xattrs.fremove(fd, disk_key)
