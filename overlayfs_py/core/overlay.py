@@ -137,6 +137,8 @@ class Overlay:
         redirects = config.redirect_dir or ("nofollow" if user else "on")
         self.follow_redirects = redirects != "nofollow"
         self.write_redirects = redirects == "on"
+        if config.metacopy and user:
+            raise LayerError("metacopy=on needs privilege: anyone may set the user.* xattrs that would be its marks")
         self.metacopy = bool(config.metacopy)
         self.sync = not config.volatile and config.fsync
         for layer in self.layers:

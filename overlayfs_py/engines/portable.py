@@ -364,7 +364,9 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
     Takes over the descriptor. Signals, and unmounting, are the caller's business.
     """
     os.umask(0)
-    pyfuse3.init(Portable(overlay), f"/dev/fd/{fuse_fd}", set())
+    # The kernel knows no allow_root: libfuse turns others away where the mount lets everybody in.
+    options = {"allow_root"} if overlay.config.allow_root else set()
+    pyfuse3.init(Portable(overlay), f"/dev/fd/{fuse_fd}", options)
     try:
         trio.run(pyfuse3.main)
     finally:
