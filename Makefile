@@ -18,6 +18,8 @@ else
 
 PYTHON := .venv/bin/python
 PYTEST := tools/leaves-nothing $(PYTHON) -m pytest -p tests.noskip -p no:cacheprovider --quiet
+# The tests of one file share mounts, so they stay together.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
 ready:
 	@tools/bootstrap
@@ -31,10 +33,12 @@ lint: build
 	@.venv/bin/lint-imports --no-logo >build/import-contract || { cat build/import-contract; exit 1; }
 
 test: lint
+	@echo '== the types, the style and the imports are fine'
 	@echo '== the core, from source'
 	@$(PYTEST) -p tests.pure tests/core tests/test_modes.py
 	@echo '== everything, compiled'
-	@$(PYTEST)
+	@tools/debian-tree >build/debian-tree
+	@$(PYTEST) $(PARALLEL)
 
 demo: build
 	@tools/demo

@@ -1,34 +1,32 @@
-"""A pytest plugin (`-p tests.noskip`) under which a skipped, expectedly failing or deselected test fails the run."""
+"""A pytest plugin (`-p tests.noskip`) under which a test that is skipped, or expected to fail, has failed.
 
-from collections.abc import Sequence
+None may be deselected either.
+"""
+
+from collections.abc import Generator, Sequence
 
 import pytest
 
-_untested: list[str] = []
 
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
     if report.skipped:
-        _untested.append(report.nodeid)
+        report.outcome = "failed"
+        report.longrepr = f"not tested: {report.longrepr}"
+        # Set for a test that is expected to fail, which pytest counts by this alone.
+        vars(report).pop("wasxfail", None)
+    return report
 
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
     if report.skipped:
-        _untested.append(report.nodeid)
+        report.outcome = "failed"
+        report.longrepr = f"not tested: {report.longrepr}"
+    return report
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
-    _untested.extend(item.nodeid for item in items)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _untested and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _untested:
-        terminalreporter.section("NOT TESTED: the run fails", sep="!", red=True, bold=True)
-        for nodeid in _untested:
-            terminalreporter.line(nodeid)
+    raise pytest.UsageError(f"not tested: {', '.join(item.nodeid for item in items)}")
