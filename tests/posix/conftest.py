@@ -119,7 +119,7 @@ class Stacks:
         if (kind, flavour) not in self._stacks:
             base = upper_base = self._image / f"{kind}-{flavour}"
             if flavour == "full":
-                upper_base = self._add_image(f"small-{kind}", _SMALL, "^has_journal,^resize_inode")
+                upper_base = self._add_image(f"small-{kind}", _SMALL, "^has_journal,^resize_inode", "-N", "64")
             stack = Stack(kind, flavour, base, upper_base)
             for item in self._items:
                 if _flavour(item) == flavour and item.callspec.params["root"] == Placement(kind, "lower"):
@@ -136,12 +136,12 @@ class Stacks:
             for stack in self._stacks.values():
                 self._images.callback(stack.down)
 
-    def _add_image(self, name: str, size: int, features: str) -> Path:
+    def _add_image(self, name: str, size: int, features: str, *options: str) -> Path:
         """An ext4 filesystem of this many bytes, mounted."""
         image, where = self._base / f"{name}.ext4", self._base / name
         with image.open("xb") as stream:
             stream.truncate(size)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-O", features, image], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-O", features, *options, image], check=True)
         where.mkdir()
         subprocess.run(["mount", "-o", "loop", image, where], check=True)
         self._images.callback(unmount, where)
@@ -150,6 +150,7 @@ class Stacks:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "prepared(build): a function that makes the test's files")
+    config.addinivalue_line("markers", "in_lower(build): a function that makes the test's files in a lower layer")
     config.addinivalue_line("markers", "flavour(name): the root is read-only, small enough to fill, or keeps atimes")
 
 
@@ -158,8 +159,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     placements = []
     for kind in KINDS:
-        if _flavour(metafunc.definition) == "read-only":
-            places: tuple[Place, ...] = ("lower",)
+        if metafunc.definition.get_closest_marker("in_lower"):
+            places: tuple[Place, ...] = () if kind == "ext4" else ("lower",)
+        elif _flavour(metafunc.definition) == "read-only":
+            places = ("lower",)
         elif kind != "ext4" and metafunc.definition.get_closest_marker("prepared"):
             places = ("fresh", "lower")
         else:
@@ -285,7 +288,7 @@ def _flavour(item: pytest.Item | pytest.Function) -> Flavour:
 
 def _builder(item: pytest.Function) -> Callable[[], None] | None:
     """The function that makes a test's files, bound to the parameters of the test that it names."""
-    marker = item.get_closest_marker("prepared")
+    marker = item.get_closest_marker("prepared") or item.get_closest_marker("in_lower")
     if marker is None:
         return None
     build: Callable[..., None] = marker.args[0]

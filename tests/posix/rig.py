@@ -32,27 +32,26 @@ class Traits:
     overlay: bool
     """Attributes of a directory with lower parts may show one link, and a copy-up may advance the ctime of what it
     copies and of the directories above."""
-    stale_handles: bool = False
-    """A file opened read-only before its copy-up keeps showing the lower file (overlayfs.rst, "Non-standard
-    behavior")."""
-    links_of_removed: bool = False
-    """A removed directory that had lower parts keeps its link count."""
+    stale_maps: bool = False
+    """A map made from a read-only handle before the copy-up keeps showing the lower file (overlayfs.rst,
+    "Non-standard behavior")."""
+    half_removed: bool = False
+    """What was in a lower layer keeps its link count when it is removed while open, and its attributes can't be
+    changed any more."""
     tmpfile: bool = True
     """O_TMPFILE works; else it fails with EOPNOTSUPP."""
     fallocate: bool = True
     """fallocate(2) works; else it fails with EOPNOTSUPP."""
     holes: bool = True
     """SEEK_DATA and SEEK_HOLE tell holes from data; else a file is all data, which POSIX allows."""
-    xattr_flags: bool = True
-    """XATTR_CREATE and XATTR_REPLACE are honoured; else they are ignored."""
     rename_whiteout: bool = True
     """RENAME_WHITEOUT works; else it fails with EINVAL."""
 
 
 TRAITS: Final[dict[Kind, Traits]] = {
     "ext4": Traits(overlay=False),
-    "kernel-overlay": Traits(overlay=True, stale_handles=True, links_of_removed=True, rename_whiteout=False),
-    "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False, xattr_flags=False),
+    "kernel-overlay": Traits(overlay=True, stale_maps=True, half_removed=True, rename_whiteout=False),
+    "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False),
 }
 
 
@@ -79,6 +78,11 @@ def prepared(build: Callable[..., None]) -> Callable[[F], F]:
     it is mounted once ("lower"). The builder may take parameters of the test, by name.
     """
     return pytest.mark.prepared.with_args(build)
+
+
+def in_lower(build: Callable[..., None]) -> Callable[[F], F]:
+    """As `prepared`, for tests about copying up: they run on overlays alone, with the files in a lower layer."""
+    return pytest.mark.in_lower.with_args(build)
 
 
 class Root:
@@ -126,9 +130,7 @@ class Root:
     def check_removed(self, directory: int) -> None:
         """Check that an open directory, which was removed, has no links."""
         links = os.fstat(directory).st_nlink
-        assert links == 0 or (self.traits.links_of_removed and self.place == "lower"), (
-            f"{links} links after its removal"
-        )
+        assert links == 0 or (self.traits.half_removed and self.place == "lower"), f"{links} links after its removal"
 
     def check_dir_links(self, path: str, count: int) -> None:
         """Check a directory's link count: two and its subdirectories, or one where an overlay doesn't count."""
@@ -163,16 +165,26 @@ def next_tick() -> None:
         time.sleep(0.0005)
 
 
-@contextlib.contextmanager
-def fails(*errnos: int) -> Iterator[None]:
+class fails:
     """Check that the block raises OSError with one of these error numbers."""
-    wanted = "/".join(errno.errorcode[number] for number in errnos)
-    try:
-        yield
-    except OSError as error:
-        assert error.errno in errnos, f"expected {wanted}, got {errno.errorcode.get(error.errno or 0)}: {error}"
-    else:
-        raise AssertionError(f"expected {wanted}, but it succeeded")
+
+    __slots__ = ("_errnos", "_wanted")
+
+    def __init__(self, *errnos: int) -> None:
+        self._errnos = errnos
+        self._wanted = "/".join(errno.errorcode[number] for number in errnos)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if error is None:
+            raise AssertionError(f"expected {self._wanted}, but it succeeded")
+        if not isinstance(error, OSError):
+            return False
+        if error.errno not in self._errnos:
+            raise AssertionError(f"expected {self._wanted}, got {errno.errorcode.get(error.errno or 0)}") from error
+        return True
 
 
 class Child(Generic[T]):
