@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 UNTESTED = {
     "a skip": "import pytest\ndef test(): pytest.skip('because')\n",
-    "a skip in a fixture": "import pytest\n@pytest.fixture\ndef given(): pytest.skip('because')\ndef test(given): pass\n",
+    "a skip in a fixture": "import pytest\n@pytest.fixture\ndef it(): pytest.skip('because')\ndef test(it): pass\n",
     "a skip by a mark": "import pytest\n@pytest.mark.skipif(True, reason='because')\ndef test(): pass\n",
     "a skip of a module": "import pytest\npytest.skip('because', allow_module_level=True)\ndef test(): pass\n",
     "an expected failure": "import pytest\n@pytest.mark.xfail(reason='because')\ndef test(): assert False\n",
