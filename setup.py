@@ -9,6 +9,13 @@ COMPILED = (
     "overlayfs_py/core/marks.py",
 )
 
+# The native engine, which there is only compiled.
+NATIVE = (
+    "overlayfs_py/engines/native/session.pyx",
+    "overlayfs_py/engines/native/device.pyx",
+    "overlayfs_py/engines/native/uring.pyx",
+)
+
 
 def extensions() -> list[Extension]:
     """The extension modules to build, none without Cython; the install goes on without a C compiler."""
@@ -16,7 +23,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [Extension(path.removesuffix(".py").replace("/", "."), [path]) for path in COMPILED]
+    modules = [Extension(path.rpartition(".")[0].replace("/", "."), [path]) for path in COMPILED + NATIVE]
     # An `int` hint read as a C type would clash with the declaration in the .pxd.
     directives = {"language_level": 3, "annotation_typing": False}
     built: list[Extension] = cythonize(  # type: ignore[no-untyped-call]

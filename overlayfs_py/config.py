@@ -86,7 +86,9 @@ class MountConfig:
     default_permissions: bool = False
     max_write: int | None = None
     """Bytes."""
-    engine: Literal["portable"] = "portable"
+    engine: Literal["portable", "native"] = "portable"
+    uring: Literal["auto", "on", "off"] = "auto"
+    """Whether the native engine uses FUSE over io_uring; on: turn the kernel's switch on, too."""
     unknown: tuple[str, ...] = ()
     """Options to warn about, as they were written."""
 
@@ -520,9 +522,17 @@ OPTIONS: dict[str, Option] = {
     "nfs_export": Option("=off", "no export over NFS", _refuse("nfs_export", "use nfs_export=off", b"off")),
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
-    "engine": Option("=portable", "what carries the requests", _choice("engine", "engine", {b"portable": "portable"})),
-    "uring": Option("=on|off", "for a later engine; no effect", _only_native("uring", b"off", b"0")),
-    "io": Option("=cached", "for a later engine; no effect", _only_native("io", b"cached")),
+    "engine": Option(
+        "=portable|native",
+        "what carries the requests",
+        _choice("engine", "engine", {b"portable": "portable", b"native": "native"}),
+    ),
+    "uring": Option(
+        "=auto|on|off",
+        "FUSE over io_uring in the native engine (default auto)",
+        _choice("uring", "uring", {b"auto": "auto", b"on": "on", b"off": "off"}),
+    ),
+    "io": Option("=cached", "how file data is served; no other way yet", _only_native("io", b"cached")),
     "fsname": Option("=NAME", "the source shown in the table of mounts", _fsname),
     "allow_other": Option("", "let all users in (default for root)", _constant("allow_other", True)),
     "allow_root": Option("", "let the mounting user and root in", _constant("allow_root", True)),

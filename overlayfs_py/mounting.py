@@ -192,7 +192,7 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     os.umask(0)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    open_overlay, serve = _load()
+    open_overlay, serve = _load(config)
     _warn(config)
     with contextlib.closing(open_overlay(config)) as overlay:
         # From here on these wait for the watcher.
@@ -213,14 +213,20 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
         answered.wait()
 
 
-def _load() -> "tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]":
+def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]":
     """The core and the engine, loaded by the daemon alone, since they take longer than all the rest."""
     try:
         from overlayfs_py.core.overlay import Overlay
-        from overlayfs_py.engines.portable import serve
+
+        if config.engine == "native":
+            from overlayfs_py.engines import native
+
+            native.check(config)
+            return Overlay.open, native.serve
+        from overlayfs_py.engines import portable
     except ImportError as error:
-        raise MountError(f"the engine cannot be loaded: {error}") from error
-    return Overlay.open, serve
+        raise MountError(f"the {config.engine} engine cannot be loaded: {error}") from error
+    return Overlay.open, portable.serve
 
 
 def _warn(config: MountConfig) -> None:

@@ -245,6 +245,9 @@ def test_ro_makes_a_mount_with_an_upper_read_only() -> None:
         (r"fsname=a\,b", "fsname", "a,b"),
         ("max_write=131072", "max_write", 131072),
         ("engine=portable", "engine", "portable"),
+        ("engine=native", "engine", "native"),
+        ("uring=on", "uring", "on"),
+        ("uring=off", "uring", "off"),
         ("allow_other", "allow_other", True),
         ("allow_root", "allow_root", True),
         ("default_permissions", "default_permissions", True),
@@ -261,19 +264,20 @@ def test_option_sets_its_field(option: str, field: str, value: object) -> None:
         "timeout=nan", "timeout=soon", "timeout", "squash_to_uid=-1", "squash_to_uid=root", "squash_to_gid=4294967295",
         "uidmapping=0:1", "uidmapping=a:b:c", "gidmapping=0:1:-1", "uidmapping=0:5:2:1:9:1", "uidmapping=0:5:2:7:6:1",
         "max_write=1", "max_write=lots", "writeback=2", "userxattr=on", "volatile=1", "upperdir=", "workdir",
-        "lowerdir+=", "datadir+=", "engine=native", "nfs_export=on", "verity=on", "verity=require", "remount", "ro=1",
+        "lowerdir+=", "datadir+=", "engine=fast", "uring=maybe", "nfs_export=on", "verity=on",
+        "verity=require", "remount", "ro=1",
     ],
 )  # fmt: skip
 def test_bad_value_is_refused_by_name(option: str) -> None:
     assert option.partition("=")[0] in refusal("lowerdir=/a,upperdir=/u,workdir=/w", option)
 
 
-@pytest.mark.parametrize("option", ["nfs_export=off", "verity=off", "uring=off", "io=cached"])
+@pytest.mark.parametrize("option", ["nfs_export=off", "verity=off", "io=cached"])
 def test_harmless_values_of_missing_features_pass(option: str) -> None:
     assert parse("lowerdir=/a", option).unknown == ()
 
 
-@pytest.mark.parametrize("option", ["uring=on", "io=passthrough", "threaded=1", "nonsense", "nonsense=1", "uuid=null"])
+@pytest.mark.parametrize("option", ["io=passthrough", "threaded=1", "nonsense", "nonsense=1", "uuid=null"])
 def test_options_without_effect_are_kept_for_a_warning(option: str) -> None:
     assert parse("lowerdir=/a", option).unknown == (option,)
 

@@ -1,0 +1,148 @@
+# cython: language_level=3, annotation_typing=False
+"""Requests read from /dev/fuse and answered there: one thread and one cloned descriptor a CPU."""
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+
+from libc.errno cimport errno as c_errno
+from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint32_t
+from posix.unistd cimport read, write
+
+from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.session cimport Request, Session, op_size
+
+log = logging.getLogger(__name__)
+
+_FUSE_DEV_IOC_CLONE = 0x8004E500
+
+cdef enum:
+    HEADROOM = 64 << 10
+
+
+cdef class Buffers(Request):
+    """A request with memory of its own: it may outlive the read that brought it."""
+
+    cdef char* inward
+    cdef char* outward
+    cdef size_t capacity
+
+    def __cinit__(self, Py_ssize_t capacity):
+        self.capacity = capacity
+        self.inward = <char*>malloc(capacity)
+        self.outward = <char*>malloc(capacity)
+        if self.inward is NULL or self.outward is NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.inward)
+        free(self.outward)
+
+    cdef bint parse(self, size_t count):
+        """Find the parts of the request of `count` bytes; False where its lengths don't fit each other."""
+        cdef protocol.in_header* head = <protocol.in_header*>self.inward
+        cdef size_t end, start
+        if count < sizeof(protocol.in_header) or head.len != count:
+            return False
+        self.unique = head.unique
+        self.nodeid = head.nodeid
+        self.opcode = head.opcode
+        self.uid, self.gid, self.pid = head.uid, head.gid, head.pid
+        start = sizeof(protocol.in_header) + op_size(head.opcode)
+        # Extensions come last, counted in eight bytes.
+        end = count - 8 * <size_t>head.total_extlen if 8 * <size_t>head.total_extlen < count else 0
+        if head.opcode == protocol.INIT and end < start:
+            # An older kernel's structure is shorter: what it lacks is nought.
+            for index in range(end, start):
+                self.inward[index] = 0
+            end = start
+        if end < start:
+            return False
+        self.op = self.inward + sizeof(protocol.in_header)
+        self.data = self.inward + start
+        self.size = end - start
+        self.out = self.outward + sizeof(protocol.out_header)
+        self.room = self.capacity - sizeof(protocol.out_header)
+        return True
+
+
+cdef bint expects_answer(uint32_t opcode):
+    return opcode not in (protocol.FORGET, protocol.BATCH_FORGET, protocol.INTERRUPT, protocol.NOTIFY_REPLY)
+
+
+cdef class Channel:
+    """One descriptor of the connection, and the loop that serves it."""
+
+    cdef int fd
+    cdef Session session
+
+    def __init__(self, Session session, int fd):
+        self.session = session
+        self.fd = fd
+
+    def greet(self):
+        """Serve the first request, INIT, so that the session knows what the kernel can do."""
+        self._serve(once=True)
+
+    def serve(self):
+        """Serve until the connection ends; raises OSError for what is neither that nor passing."""
+        self._serve(once=False)
+
+    cdef _serve(self, bint once):
+        cdef Buffers r = Buffers(self.session.max_write + HEADROOM)
+        cdef Py_ssize_t count
+        while True:
+            with nogil:
+                count = read(self.fd, r.inward, r.capacity)
+            if count < 0:
+                if c_errno == errno.ENODEV:
+                    return
+                if c_errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    # interrupted, or the request was taken back before it was read
+                    continue
+                raise OSError(c_errno, os.strerror(c_errno))
+            if r.parse(count):
+                r = self.answer(r)
+            else:
+                log.error("a request of %d bytes that makes no sense", count)
+            if once:
+                return
+
+    cdef Buffers answer(self, Buffers r):
+        """Serve one request; the buffers for the next, which are others where this answer comes later."""
+        r.transport = self
+        if self.session.handle(r):
+            self.reply(r)
+            return r
+        return Buffers(self.session.max_write + HEADROOM)
+
+    cpdef reply(self, Request request):
+        cdef Buffers r = <Buffers>request
+        cdef protocol.out_header* head = <protocol.out_header*>r.outward
+        cdef Py_ssize_t sent
+        cdef size_t size
+        if not expects_answer(r.opcode):
+            return
+        size = sizeof(protocol.out_header) + (0 if r.error else r.length)
+        head.len = <uint32_t>size
+        head.error = -r.error
+        head.unique = r.unique
+        with nogil:
+            sent = write(self.fd, r.outward, size)
+        if sent < 0 and c_errno not in (errno.ENOENT, errno.ENODEV):
+            # ENOENT: whoever asked was killed meanwhile; ENODEV: unmounted
+            log.error("an answer to opcode %d was refused: %s", r.opcode, os.strerror(c_errno))
+
+
+def clone(int fd):
+    """A further descriptor of the connection, with a queue of its own for answers (FUSE_DEV_IOC_CLONE)."""
+    copy = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(copy, _FUSE_DEV_IOC_CLONE, struct.pack("=I", fd))
+    except OSError:
+        os.close(copy)
+        raise
+    return copy

@@ -1,0 +1,83 @@
+"""A directory's listing with positions that need no handle: they depend on the names alone.
+
+Opening a directory costs no message, so a READDIR request says only from where to go on. A position is a hash of the
+name: it stays good while entries come and go, after a rewind, and after the listing was dropped and taken anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Iterable
+
+_FIRST = 3  # behind the positions of "." and ".."
+_OFFSET = 0xCBF29CE484222325
+_PRIME = 0x100000001B3
+_MASK = (1 << 64) - 1
+
+
+def position_of(name: bytes) -> int:
+    """Where `name` stands in any listing: 63 bits, as telldir(3) has them, FNV-1a with its bits folded once more."""
+    value = _OFFSET
+    for byte in name:
+        value = (value ^ byte) * _PRIME & _MASK
+    value ^= value >> 29
+    return max(value >> 1, _FIRST)
+
+
+class Listing:
+    """The names of one directory, by position."""
+
+    __slots__ = ("entries", "removed")
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        self.entries = sorted((position_of(name), name) for name in names)
+        # Taking a name out would move all behind it; it is passed over instead.
+        self.removed: set[bytes] = set()
+
+    def after(self, position: int) -> int:
+        """The index of the first entry behind `position`."""
+        return bisect_right(self.entries, (position, b"\xff" * 256))
+
+    def add(self, name: bytes) -> None:
+        if name in self.removed:
+            self.removed.discard(name)
+        else:
+            insort(self.entries, (position_of(name), name))
+
+    def remove(self, name: bytes) -> None:
+        self.removed.add(name)
+
+
+class Listings:
+    """The listings in use, by node id; at most `limit` of them, the least recently used ones dropped first."""
+
+    __slots__ = ("by_id", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.by_id: OrderedDict[int, Listing] = OrderedDict()
+        self.limit = limit
+
+    def get(self, node_id: int) -> Listing | None:
+        listing = self.by_id.get(node_id)
+        if listing is not None:
+            self.by_id.move_to_end(node_id)
+        return listing
+
+    def put(self, node_id: int, listing: Listing) -> None:
+        self.by_id[node_id] = listing
+        if len(self.by_id) > self.limit:
+            self.by_id.popitem(last=False)
+
+    def added(self, node_id: int, name: bytes) -> None:
+        listing = self.by_id.get(node_id)
+        if listing is not None:
+            listing.add(name)
+
+    def removed(self, node_id: int, name: bytes) -> None:
+        listing = self.by_id.get(node_id)
+        if listing is not None:
+            listing.remove(name)
+
+    def drop(self, node_id: int) -> None:
+        self.by_id.pop(node_id, None)
