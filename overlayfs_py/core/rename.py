@@ -81,10 +81,10 @@ def _check(fs: Overlay, old: _Place, new: _Place, flags: int) -> None:
         if new.node is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), new.name)
         _check_movable(fs, new.node)
-    elif new.node is not None and new.node is not old.node:
+    _check_movable(fs, old.node)
+    if new.node is not None and new.node is not old.node and not flags & RENAME_EXCHANGE:
         _check_replaceable(fs, old.node, new.node)
         _check_one_step(fs, old, flags)
-    _check_movable(fs, old.node)
 
 
 def _check_movable(fs: Overlay, node: Node) -> None:
