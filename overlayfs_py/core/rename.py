@@ -174,7 +174,8 @@ def _mark_for_place(fs: Overlay, node: Node, source: _Place, target: _Place) -> 
 
 def _set_redirect(fs: Overlay, node: Node, source: _Place, target: _Place) -> None:
     """Note where a node's lower parts are: a name where it stays in its directory, a path from the root elsewhere."""
-    same_directory = source.parent is target.parent and node.aliases is None
+    # Other names of an indexed object, in other directories, share its marks.
+    same_directory = source.parent is target.parent and node.aliases is None and not node.indexed
     if node.redirect is not None and (same_directory or node.redirect.startswith(b"/")):
         return
     if same_directory and not node.metacopy:
