@@ -190,6 +190,7 @@ def _copy_up_special(fs: Overlay, node: Node) -> None:
     lower = node.lowers[0]
     with objects.reached(fs, node) as source:
         st = os.fstat(source)
+        objects.check_kind(node, st)
         if node.kind == stat.S_IFLNK:
             staged = work.stage_symlink(os.readlink(b"", dir_fd=source))
         else:
@@ -211,6 +212,7 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
     lower = node.lowers[0]
     with objects.reached(fs, node) as source:
         st = os.fstat(source)
+        objects.check_kind(node, st)
         needed = st.st_size if size is None else min(size, st.st_size)
         bare = not data and fs.metacopy and st.st_size > 0
         staged = work.stage_file(0o600)

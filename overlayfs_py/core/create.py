@@ -56,7 +56,7 @@ def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) ->
     node = _new_node(fs, parent, name, st)
     node.opens += 1
     fs.files.adopt(node, file_fd, write=True)
-    return node, File(node, clears_set_ids=caller.uid != 0)
+    return node, File(node)
 
 
 def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rdev: int) -> Node:
@@ -198,7 +198,12 @@ def _set_metacopy_redirect(fs: Overlay, node: Node) -> None:
 
 
 def _make_room(fs: Overlay, parent: Node, name: bytes) -> bool:
-    """Copy up the parent, and see that `name` is free; whether a whiteout is there that must be replaced."""
+    """Copy up the parent, and see that `name` is free; whether a whiteout is there that must be replaced.
+
+    The lower layers are not searched again: who makes something has looked the name up, and found nothing.
+    """
+    if parent.children is not None and name in parent.children:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     _check_parent(fs, parent, name)
     assert parent.upper is not None
     try:

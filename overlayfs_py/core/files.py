@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import copyup, objects
 from overlayfs_py.core.nodes import Node
-from overlayfs_py.core.requests import Caller, Job, Steps
+from overlayfs_py.core.requests import Job, Steps
 from overlayfs_py.sys import files as sys_files
 from overlayfs_py.sys import paths
 from overlayfs_py.sys.paths import fd_path
@@ -25,15 +25,13 @@ _SET_IDS = stat.S_ISUID | stat.S_ISGID
 class File:
     """A file that a process has open. Its descriptor is the node's, so that all see the same data.
 
-    `clears_set_ids` says whether a write through it takes set-user-id and set-group-id away: the writer has no
-    CAP_FSETID, as far as can be told. `noatime` says that reading through it sets no access time (O_NOATIME).
+    `noatime` says that reading through it sets no access time (O_NOATIME).
     """
 
-    __slots__ = ("clears_set_ids", "noatime", "node")
+    __slots__ = ("noatime", "node")
 
-    def __init__(self, node: Node, *, clears_set_ids: bool, noatime: bool = False) -> None:
+    def __init__(self, node: Node, *, noatime: bool = False) -> None:
         self.node = node
-        self.clears_set_ids = clears_set_ids
         self.noatime = noatime
 
 
@@ -111,13 +109,13 @@ class FileCache:
         self.kept.clear()
 
 
-def open_file(fs: Overlay, caller: Caller, node: Node, flags: int) -> Steps[File]:
+def open_file(fs: Overlay, node: Node, flags: int) -> Steps[File]:
     """Open a regular file with the flags of open(2); writing copies it up first. O_TRUNC is obeyed.
 
     Raises EROFS in a mount that changes nothing, and what copying up raises.
     """
     noatime = bool(flags & os.O_NOATIME) and not fs.config.mount_flags & MS_NOATIME
-    file = File(node, clears_set_ids=caller.uid != 0, noatime=noatime)
+    file = File(node, noatime=noatime)
     if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
         truncated = yield from copyup.copy_up(fs, node, size=0 if flags & os.O_TRUNC else None)
         fd = fs.files.fd(node, write=True)
@@ -151,22 +149,12 @@ def write(fs: Overlay, file: File, offset: int, data: bytes) -> int:
     return os.pwrite(fs.files.fd(file.node, write=True), data, offset)
 
 
-def clear_set_ids(fs: Overlay, file: File) -> bool:
-    """Before a write through `file`: take the set-id bits, if its writer has no right to keep them.
-
-    Returns whether there was anything to take: the kernel's cached mode is wrong then.
-    """
-    return file.clears_set_ids and take_set_ids(fs.files.fd(file.node, write=True))
-
-
-def take_set_ids(fd: int) -> bool:
-    """Take set-user-id, and set-group-id of an executable, from the open file `fd` (chmod(2)); whether it had any."""
+def take_set_ids(fd: int) -> None:
+    """Take set-user-id, and set-group-id of an executable, from the open file `fd` (chmod(2))."""
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     cleared = without_set_ids(mode)
-    if cleared == mode:
-        return False
-    os.fchmod(fd, cleared)
-    return True
+    if cleared != mode:
+        os.fchmod(fd, cleared)
 
 
 def without_set_ids(mode: int) -> int:

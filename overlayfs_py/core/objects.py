@@ -43,6 +43,12 @@ def open_path(fs: Overlay, real: Real) -> int:
     return os.open(real.name, flags, dir_fd=fs.dirs.fd(real.parent))
 
 
+def check_kind(node: Node, st: os.stat_result) -> None:
+    """ESTALE where a layer has something else now than when the node was found: it was changed behind our back."""
+    if stat.S_IFMT(st.st_mode) != node.kind:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), node.name)
+
+
 def open_file(fs: Overlay, real: Real, flags: int) -> int:
     """Open the regular file `real`; ESTALE where something else has taken its place, which could block or do worse."""
     assert real.parent is not None

@@ -21,7 +21,7 @@ class Caller(NamedTuple):
 class Changes(NamedTuple):
     """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch.
 
-    `clear_set_ids` takes set-user-id and set-group-id with a change of size, as the caller has no CAP_FSETID.
+    `clear_set_ids` takes set-user-id and set-group-id, where an engine has told the kernel to leave that to it.
     """
 
     mode: int | None = None

@@ -209,7 +209,6 @@ class Portable(pyfuse3.Operations):
             wanted.st_size if fields.update_size else None,
             wanted.st_atime_ns if fields.update_atime else None,
             wanted.st_mtime_ns if fields.update_mtime else None,
-            clear_set_ids=fields.update_size and ctx.uid != 0,
         )
         return self._attributes(await self._run(OPERATIONS["setattr"](self.fs, self.fs.node(node_id), changes)))
 
@@ -278,18 +277,11 @@ class Portable(pyfuse3.Operations):
     @_answers
     async def open(self, node_id: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         node = self.fs.node(node_id)
-        opened = await self._run(OPERATIONS["open"](self.fs, _caller(ctx), node, flags))
-        if flags & os.O_TRUNC:
-            self._clear_set_ids(opened)
-        return self._file_info(opened)
+        return self._file_info(await self._run(OPERATIONS["open"](self.fs, node, flags)))
 
     def _file_info(self, opened: files.File) -> pyfuse3.FileInfo:
         # Nobody but this mount changes its layers, so what the kernel has cached stays true.
         return pyfuse3.FileInfo(fh=self._new_handle(opened), keep_cache=True)
-
-    def _clear_set_ids(self, opened: files.File) -> None:
-        if files.clear_set_ids(self.fs, opened):
-            pyfuse3.invalidate_inode(opened.node.id, attr_only=True)
 
     @_answers
     async def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -298,9 +290,7 @@ class Portable(pyfuse3.Operations):
 
     @_answers
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        opened = self.handles[fh]
-        self._clear_set_ids(opened)
-        written: int = OPERATIONS["write"](self.fs, opened, offset, data)
+        written: int = OPERATIONS["write"](self.fs, self.handles[fh], offset, data)
         return written
 
     async def flush(self, fh: int) -> None:

@@ -430,7 +430,8 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         else now if valid & protocol.FATTR_ATIME_NOW else get_time(op.atime, op.atimensec),
         None if not valid & protocol.FATTR_MTIME
         else now if valid & protocol.FATTR_MTIME_NOW else get_time(op.mtime, op.mtimensec),
-        clear_set_ids=bool(valid & protocol.FATTR_KILL_SUIDGID),
+        # A change of nothing is chown(-1, -1), which takes them too.
+        clear_set_ids=valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID),
     )
     return s.run(r, OPERATIONS["setattr"](s.fs, s.node(r.nodeid), changes), _attributes)
 
