@@ -2,7 +2,20 @@
 
 from typing import Final
 
-from tests.differential.script import Chmod, Readdir, RemoveXattr, Script, Step, Unlink
+from tests.differential.script import (
+    Chmod,
+    Link,
+    Mkdir,
+    Read,
+    Readdir,
+    Remount,
+    RemoveXattr,
+    Rename,
+    Script,
+    Step,
+    Unlink,
+)
+from tests.support.syscalls import RENAME_EXCHANGE
 from tests.support.trees import ACL_ACCESS, Node
 
 CASES: Final = {
@@ -33,5 +46,27 @@ CASES: Final = {
             Step(Unlink(b"d/below")),
             Step(Readdir(b"d")),
         ),
+    ),
+    "a directory that cannot be moved is not asked whether its target is empty": Script(
+        "userxattr",
+        ((Node(b"a/b"), Node(b"c/e")),),
+        (Step(Rename(b"c", b"a")), Step(Rename(b"c", b"a", RENAME_EXCHANGE))),
+    ),
+    "a metacopy with other names says by path where its data is": Script(
+        "metacopy",
+        ((Node(b"f", data=b"data"), Node(b"d/g", "link", b"f"), Node(b"d/h", "link", b"f")),),
+        (
+            Step(Rename(b"f", b"e")),
+            Step(Remount()),
+            Step(Rename(b"d/g", b"d/i")),
+            Step(Remount()),
+            Step(Read(b"d/i")),
+            Step(Read(b"d/h")),
+        ),
+    ),
+    "a directory of the upper layer alone that gets a copy by a link is marked": Script(
+        "privileged",
+        ((Node(b"f", data=b"f"), Node(b"d/lower")),),
+        (Step(Mkdir(b"d/new")), Step(Link(b"f", b"d/new/f"))),
     ),
 }

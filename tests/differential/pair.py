@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
@@ -85,13 +86,13 @@ class Pair:
         return Script(self.profile.name, self.stack, tuple(self.done))
 
     def do(self, step: Step) -> None:
-        if undefined(self.first, step, userxattr=self.profile.prefix == USER):
+        if undefined(self.first, step, userxattr=self.profile.prefix == USER, metacopy=self.profile.metacopy):
             return
         self.done.append(step)
         before = [_inodes(side, step) for side in (self.first, self.second)]
         results = _run(self.first, step), _run(self.second, step)
         name = type(step.op).__name__
-        if results[0] != results[1] and not accepted(self.first, step, *results):
+        if results[0] != results[1] and not self._accepted(step, *results):
             kinds = _differing_keys(results[0], results[1])
             self._diverge("result", str(results[0]), str(results[1]), (name, *kinds))
         if results[0].error:
@@ -99,9 +100,12 @@ class Pair:
         if step.look:
             looks = [_look(side, step, seen) for side, seen in zip((self.first, self.second), before, strict=True)]
             for path, seen in looks[0].items():
-                if seen != looks[1][path]:
+                if seen != looks[1][path] and not self._accepted(step, seen, looks[1][path]):
                     kinds = _differing_keys(seen, looks[1][path])
                     self._diverge("afterwards", f"{path!r}: {seen}", f"{path!r}: {looks[1][path]}", (name, *kinds))
+
+    def _accepted(self, step: Step, first: Result, second: Result) -> bool:
+        return accepted(self.first, step, first, second, metacopy=self.profile.metacopy)
 
     def check_visible(self) -> tuple[Tree, Tree]:
         trees = self.first.visible(), self.second.visible()
@@ -127,7 +131,8 @@ class Pair:
             fewer = (_without_mark(fewer[0], f"{prefix}impure"), _without_mark(fewer[1], f"{prefix}impure"))
         self._same_trees("upper directory", *fewer, ignore=("atime",))
         indexes = [_index_on_disk(side, self.profile.prefix) for side in (self.first, self.second)]
-        if indexes[0] != indexes[1]:
+        only_first, only_second = ((Counter(a) - Counter(b)) for a, b in (indexes, indexes[::-1]))
+        if only_second or (only_first and not failures):
             self._diverge("index", "\n".join(indexes[0]), "\n".join(indexes[1]), ("index",))
         for side in (self.first, self.second):
             if rubbish := _left_in_workdir(side):
@@ -148,7 +153,9 @@ class Pair:
             side.unmount()
 
     def _same_trees(self, stage: str, one: Tree, other: Tree, ignore: tuple[str, ...] = ()) -> None:
-        differences = [found for found in compare_trees(one, other, ignore) if not better(found, self.profile.prefix)]
+        prefix, metacopy = self.profile.prefix, self.profile.metacopy
+        found = compare_trees(one, other, ignore)
+        differences = [each for each in found if not better(each, prefix, metacopy=metacopy)]
         if differences:
             lines = [_show_difference(difference) for difference in differences[:40]]
             first = "\n".join([*lines, "", "first tree:", show_tree(one)])
@@ -270,6 +277,9 @@ def _comparable(entry: Entry, prefix: str) -> Entry:
         return Entry("whiteout")
     unsure = (f"{prefix}origin", f"{prefix}nlink")
     xattrs = tuple((name, b"(present)" if name in unsure else value) for name, value in entry.xattrs)
+    if not entry.size:
+        # The kernel makes metacopies of empty files, too.
+        xattrs = tuple(item for item in xattrs if item[0] != f"{prefix}metacopy")
     if (f"{prefix}nlink", b"(present)") in xattrs:
         # The visible trees tell the link count; how many of the names are in the upper directory may differ.
         return replace(entry, xattrs=xattrs, nlink=0, group=b"")

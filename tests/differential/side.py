@@ -23,13 +23,14 @@ class Profile:
     our_options: str
     prefix: str = TRUSTED
     user_namespace: bool = False
+    metacopy: bool = False
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("privileged", "redirect_dir=on,index=on,xino=on,metacopy=off", ""),
-        Profile("metacopy", "redirect_dir=on,index=on,xino=on,metacopy=on", "metacopy=on"),
+        Profile("metacopy", "redirect_dir=on,index=on,xino=on,metacopy=on", "metacopy=on", metacopy=True),
         Profile("userxattr", "userxattr,index=on,xino=on", "userxattr", prefix=USER),
         Profile("rootless", "userxattr", "", prefix=USER, user_namespace=True),
     )
