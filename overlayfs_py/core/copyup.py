@@ -50,6 +50,8 @@ def copy_up(fs: Overlay, node: Node, *, data: bool = True, size: int | None = No
             truncated = yield from _copy_up_file(fs, node, data=data, size=size)
         else:
             _copy_up_special(fs, node)
+        if node.indexed:
+            _link_up_known_names(fs, node)
     if data:
         while node.metacopy:
             truncated = yield from _copy_up_data(fs, node, size=size)
@@ -73,8 +75,27 @@ def copy_up_name(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[No
     Only objects in the index may be in the upper layer under some of their names alone.
     """
     yield from copy_up(fs, node, data=False)
-    if not node.indexed:
-        return
+    if node.indexed:
+        _link_up(fs, node, parent, name)
+
+
+def _link_up_known_names(fs: Overlay, node: Node) -> None:
+    """Have a copy in the index under all its known names in the upper layer.
+
+    A request names the node, not which of its names was used: whoever takes the upper layer for what has changed must
+    find the one that was.
+    """
+    for parent, name in node.names():
+        try:
+            _link_up(fs, node, parent, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMLINK):
+                raise
+            # the copy is made, and the mount shows it under every name, through the index
+            return
+
+
+def _link_up(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
     copy_up_dirs(fs, parent)
     assert parent.upper is not None
     if lookup.entry(fs, parent.upper, name) is None:
@@ -206,7 +227,10 @@ def _copy_up_special(fs: Overlay, node: Node) -> None:
 def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> Steps[bool]:
     pending = fs.copying.get(node)
     if pending is not None:
-        yield from _await(pending)
+        # Whether it has run says nothing: the operation that began it may not have committed it yet.
+        yield pending
+        if pending.error is not None:
+            raise pending.error
         return False
     work = fs.writable()
     lower = node.lowers[0]
@@ -318,7 +342,10 @@ def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
     """
     pending = fs.copying.get(node)
     if pending is not None:
-        yield from _await(pending)
+        # Whether it has run says nothing: the operation that began it may not have committed it yet.
+        yield pending
+        if pending.error is not None:
+            raise pending.error
         return False
     with objects.reached(fs, node) as fd:
         st = os.fstat(fd)

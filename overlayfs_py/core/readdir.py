@@ -58,6 +58,19 @@ def names(fs: Overlay, node: Node) -> list[bytes]:
     return list(shown)
 
 
+def kind_of(fs: Overlay, node: Node, name: bytes) -> int:
+    """The type (S_IFMT) of the topmost object of this name, whatever else is wrong with it; 0 where there is none."""
+    for real in (node.upper, *node.lowers):
+        if real is None:
+            continue
+        try:
+            return stat.S_IFMT(os.stat(name, dir_fd=fs.dirs.fd(real), follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            # in a layer further down
+            continue
+    return 0
+
+
 def is_empty(fs: Overlay, node: Node) -> bool:
     return not names(fs, node)
 

@@ -55,7 +55,8 @@ class Job:
     """Work that may block, handed out by an operation.
 
     The engine calls `run` with no lock held and sends the operation on when it has returned, or throws into it what
-    it raised. Several operations may hand out one job: it is run once, and all of them go on after it.
+    it raised. Several operations may hand out one job: it is run once, the one that handed it out first goes on first,
+    as the outcome is its to commit, and the others after that.
     """
 
     __slots__ = ("error", "finished", "run")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
-from overlayfs_py.core import files
+from overlayfs_py.core import files, readdir
 from overlayfs_py.core.attrs import acl_clears_sgid
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.objects import attr
@@ -32,6 +32,9 @@ UNSUPPORTED = frozenset({"tmpfile", "fallocate", "lseek", "copy_file_range", "sy
 
 Result = TypeVar("Result")
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+# Below this, and above what inode numbers reach before they fill 63 bits.
+_BROKEN_IDS = 1 << 63
 
 _SPECIAL_ENTRIES = 2  # "." and ".."
 
@@ -72,6 +75,7 @@ class Portable(pyfuse3.Operations):
         self.enable_acl = not fs.config.noacl and not fs.config.noxattrs
         self.handles: dict[int, Any] = {}
         self.last_handle = 0
+        self.last_broken = _BROKEN_IDS
         self.running: dict[Job, trio.Event] = {}
 
     # What operations need of an engine.
@@ -86,11 +90,11 @@ class Portable(pyfuse3.Operations):
             return value
 
     async def _execute(self, job: Job) -> None:
-        if job.finished:
-            return
         done = self.running.get(job)
         if done is not None:
             await done.wait()
+            return
+        if job.finished:
             return
         done = self.running[job] = trio.Event()
         try:
@@ -326,6 +330,11 @@ class Portable(pyfuse3.Operations):
                 except FileNotFoundError:
                     # gone since the listing was taken
                     continue
+                except OSError:
+                    # This name alone is broken: it is listed, and whoever uses it gets the error.
+                    if not pyfuse3.readdir_reply(token, name, self._broken(opened.node, name), position + 1):
+                        break
+                    continue
             entry = self._attributes(attr(self.fs, node))
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 # What the kernel gets no reference to doesn't stay for its sake.
@@ -334,6 +343,15 @@ class Portable(pyfuse3.Operations):
             # The kernel takes a reference for each entry it received, but for these two.
             if position >= _SPECIAL_ENTRIES:
                 node.lookups += 1
+
+    def _broken(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes:
+        """An entry for a name that can't be looked up; its id is nobody's, and the kernel asks again before it uses it."""
+        self.last_broken -= 1
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = self.last_broken
+        entry.st_mode = readdir.kind_of(self.fs, parent, name) or stat.S_IFREG
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
 
     @_answers
     async def releasedir(self, fh: int) -> None:

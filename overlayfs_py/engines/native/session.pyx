@@ -42,6 +42,7 @@ MAX_WRITE = 1 << 20
 
 _LISTINGS = 64
 _WORKERS = 8
+_UNKNOWN_INO = 0xFFFFFFFF
 _FOREVER = (1 << 64) - 1
 
 UNSUPPORTED = frozenset()
@@ -142,7 +143,8 @@ cdef class Session:
 
     cdef object advance(self, object steps):
         job = next(steps)
-        while job.finished:
+        # One that has run, but is not committed yet, is to be waited for.
+        while job.finished and job not in self.running:
             job = next(steps)
         return job
 
@@ -670,6 +672,14 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
         except FileNotFoundError:
             # gone since the listing was taken
             continue
+        except OSError:
+            # This name alone is broken: it is listed, and whoever uses it gets the error.
+            kind = core_readdir.kind_of(s.fs, node, name)
+            added = put_name(r.out + used, room - used, name, position, plus, _UNKNOWN_INO, kind >> 12)
+            if added == 0:
+                break
+            used += added
+            continue
         added = put_dirent(s, r.out + used, room - used, child, name, position, plus, plus)
         if added == 0 or not plus:
             # What the kernel gets no reference to doesn't stay for its sake.
@@ -684,23 +694,30 @@ cdef Py_ssize_t put_dirent(
     Session s, char* out, size_t room, Node node, bytes name, uint64_t position, bint plus, bint counted
 ) except -2:
     """One entry, with its attributes where `plus` is set; 0 where there is no room for it."""
+    cdef Py_ssize_t size = put_name(out, room, name, position, plus, node.id, node.kind >> 12)
+    if size and counted:
+        put_entry_at(s, <protocol.entry_out*>out, node)
+        # The kernel counts only the entries it received, so this comes after the fit.
+        node.lookups += 1
+    return size
+
+
+cdef Py_ssize_t put_name(
+    char* out, size_t room, bytes name, uint64_t position, bint plus, uint64_t ino, uint32_t kind
+) except -2:
+    """One entry, whose attributes, with `plus`, say that the kernel gets no reference."""
     cdef size_t head = sizeof(protocol.entry_out) if plus else 0
     cdef size_t size = (head + sizeof(protocol.dirent) + len(name) + 7) & ~<size_t>7
     cdef protocol.dirent* entry
     if size > room:
         return 0
     memset(out + size - 8, 0, 8)
-    if counted:
-        put_entry_at(s, <protocol.entry_out*>out, node)
-        # The kernel counts only the entries it received, so this comes after the fit.
-        node.lookups += 1
-    elif plus:
-        memset(out, 0, head)
+    memset(out, 0, head)
     entry = <protocol.dirent*>(out + head)
-    entry.ino = node.id
+    entry.ino = ino
     entry.off = position
     entry.namelen = len(name)
-    entry.type = node.kind >> 12
+    entry.type = kind
     memcpy(out + head + sizeof(protocol.dirent), <char*>name, len(name))
     return size
 
