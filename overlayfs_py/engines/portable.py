@@ -281,7 +281,12 @@ class Portable(pyfuse3.Operations):
     @_answers
     async def open(self, node_id: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         node = self.fs.node(node_id)
-        return self._file_info(await self._run(OPERATIONS["open"](self.fs, node, flags)))
+        opened = await self._run(OPERATIONS["open"](self.fs, node, flags))
+        if flags & os.O_TRUNC and ctx.uid != 0:
+            # The kernel takes set-id bits itself, except where it is the opening that truncates.
+            files.take_set_ids(self.fs.files.fd(node, write=True))
+            pyfuse3.invalidate_inode(node.id, attr_only=True)
+        return self._file_info(opened)
 
     def _file_info(self, opened: files.File) -> pyfuse3.FileInfo:
         # Nobody but this mount changes its layers, so what the kernel has cached stays true.

@@ -1,5 +1,6 @@
 """Scripts that once showed a difference."""
 
+import os
 from typing import Final
 
 from tests.differential.script import (
@@ -68,5 +69,20 @@ CASES: Final = {
         "privileged",
         ((Node(b"f", data=b"f"), Node(b"d/lower")),),
         (Step(Mkdir(b"d/new")), Step(Link(b"f", b"d/new/f"))),
+    ),
+    "opening with truncation takes set-id bits from those who may not keep them": Script(
+        "privileged",
+        tuple((Node(name, data=b"f", mode=0o6777),) for name in (b"a", b"b", b"c")),
+        (
+            Step(Stat(b"a")),
+            Step(Open(0, b"a", os.O_RDWR | os.O_TRUNC), who=1),
+            Step(Stat(b"a")),
+            Step(Write(b"b", size=1), who=1),
+            Step(Truncate(b"c"), who=1),
+            Step(Chmod(b"c", 0o6777)),
+            Step(Open(1, b"c", os.O_WRONLY | os.O_TRUNC)),
+            Step(HandleWrite(1), who=1),
+            Step(MapWrite(b"b"), who=1),
+        ),
     ),
 }

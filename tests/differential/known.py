@@ -10,7 +10,6 @@ from tests.differential.script import (
     HandleSetXattr,
     HandleStat,
     Link,
-    MapWrite,
     RemoveXattr,
     Result,
     Rotate,
@@ -63,10 +62,6 @@ SKIPPED: Final = (
     Known(
         "hard links of a metacopy with a path longer than 256 bytes",
         "the kernel's overlayfs has no redirect so long and says EXDEV",
-    ),
-    Known(
-        "someone unprivileged who changes a set-id file through a shared mapping clears the set-id bits",
-        "pyfuse3 does not tell such a write from write(2), which has to clear them",
     ),
 )
 
@@ -131,8 +126,6 @@ def undefined(side: Where, step: Step, *, userxattr: bool, metacopy: bool) -> bo
     match step.op:
         case Rotate():
             return side.has_index_entries()
-        case MapWrite(path=path):
-            return step.who != 0 and bool(_mode(side, path) & (stat.S_ISUID | stat.S_ISGID))
         case HandleChmod(slot=slot) | HandleSetXattr(slot=slot):
             return _is_deleted(side, slot)
         case Link(old=old) if metacopy:
