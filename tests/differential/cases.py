@@ -5,16 +5,22 @@ from typing import Final
 
 from tests.differential.script import (
     Chmod,
+    HandleWrite,
     Link,
+    MapWrite,
     Mkdir,
+    Open,
     Read,
     Readdir,
     Remount,
     RemoveXattr,
     Rename,
     Script,
+    Stat,
     Step,
+    Truncate,
     Unlink,
+    Write,
 )
 from tests.support.syscalls import RENAME_EXCHANGE
 from tests.support.trees import ACL_ACCESS, Node
