@@ -126,6 +126,9 @@ def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> 
 def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     """Give `node` the further name `name` in `parent`; EEXIST where it is taken, EMLINK as the upper layer has it."""
     yield from copyup.copy_up(fs, node, data=False)
+    if node.removed and node.name:
+        # Only a file opened with O_TMPFILE can come back from having no name.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), node.name)
     over_whiteout = _make_room(fs, parent, name)
     work = fs.writable()
     if node.indexed:
@@ -141,7 +144,6 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     if over_whiteout:
         target, target_name = work.fd, work.temporary_name()
     if node.pinned >= 0:
-        # Only a file opened with O_TMPFILE can come back from having no name.
         files.link_fd(node.pinned, target, target_name)
     else:
         assert upper.parent is not None

@@ -72,8 +72,7 @@ def set_new(fs: Overlay, fd: int, uid: int, gid: int, mode: int, rdev: int = 0) 
     """Give a new object of the upper layer its owner and mode (with its type), by the descriptor `fd`."""
     assert fs.upper is not None
     if fs.upper.override is not None:
-        value = ids.format_override(ids.Override(uid, gid, stat.S_IMODE(mode), stat.S_IFMT(mode), rdev))
-        xattrs.fset(fd, fs.upper.override, value)
+        _store_override(fd, fs.upper.override, ids.Override(uid, gid, stat.S_IMODE(mode), stat.S_IFMT(mode), rdev))
         if not stat.S_ISLNK(mode):
             os.chmod(fd_path(fd), _STORED_DIR_MODE if stat.S_ISDIR(mode) else _STORED_FILE_MODE)
         return
@@ -119,6 +118,15 @@ def change(fs: Overlay, fd: int, *, uid: int | None, gid: int | None, mode: int 
         os.chmod(fd_path(fd), mode)
 
 
+def _store_override(fd: int, key: bytes, override: ids.Override) -> None:
+    try:
+        xattrs.fset(fd, key, ids.format_override(override))
+    except OSError as error:
+        if error.errno != errno.EPERM or not stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise
+        # user.* xattrs don't go on symbolic links: they stay the daemon's, as in what containers/storage writes
+
+
 def _change_override(fd: int, key: bytes, uid: int | None, gid: int | None, mode: int | None) -> None:
     st = os.fstat(fd)
     old = read_override(fd, key) or ids.Override(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
@@ -132,7 +140,7 @@ def _change_override(fd: int, key: bytes, uid: int | None, gid: int | None, mode
         gid=old.gid if gid is None else gid,
         mode=kept if mode is None else mode,
     )
-    xattrs.fset(fd, key, ids.format_override(new))
+    _store_override(fd, key, new)
 
 
 def on_disk_owner(fs: Overlay, node: Node) -> tuple[int, int]:

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 def unlink(fs: Overlay, parent: Node, name: bytes) -> Steps[None]:
     """Remove a name of anything but a directory. Raises ENOENT, EISDIR, EROFS."""
-    node = lookup.lookup(fs, parent, name)
-    if node.kind == stat.S_IFDIR:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     fs.writable()
-    yield from prepare_linked(fs, node, parent, name)
+    node = None
+    # Another operation may come between while data is copied.
+    while node is None or (parent.children or {}).get(name) is not node:
+        node = lookup.lookup(fs, parent, name)
+        if node.kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        yield from prepare_linked(fs, node, parent, name)
     _remove(fs, node, parent, name)
 
 

@@ -50,18 +50,27 @@ def rename(
     if flags & ~_FLAGS or (flags & RENAME_EXCHANGE and flags & (RENAME_NOREPLACE | RENAME_WHITEOUT)):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), new_name)
     fs.writable()
-    old = _Place(old_parent, old_name, lookup.lookup(fs, old_parent, old_name))
-    new = _Place(new_parent, new_name, _lookup_or_none(fs, new_parent, new_name))
-    _check(fs, old, new, flags)
-    if old.node is new.node:
-        # Two names of one object: nothing to do, says rename(2).
-        return
     exchange = bool(flags & RENAME_EXCHANGE)
-    yield from _prepare(fs, old, new, exchange=exchange)
+    ready = False
+    while not ready:
+        old = _Place(old_parent, old_name, lookup.lookup(fs, old_parent, old_name))
+        new = _Place(new_parent, new_name, _lookup_or_none(fs, new_parent, new_name))
+        _check(fs, old, new, flags)
+        if old.node is new.node:
+            # Two names of one object: nothing to do, says rename(2).
+            return
+        yield from _prepare(fs, old, new, exchange=exchange)
+        # Another operation may have come between while data was copied.
+        ready = _holds(old) and _holds(new)
     if exchange:
         _exchange(fs, old, new)
     else:
         _move(fs, old, new, whiteout=bool(flags & RENAME_WHITEOUT))
+
+
+def _holds(place: _Place) -> bool:
+    """Whether a name still leads to what it led to."""
+    return (place.parent.children or {}).get(place.name) is place.node
 
 
 def _lookup_or_none(fs: Overlay, parent: Node, name: bytes) -> Node | None:

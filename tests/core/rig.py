@@ -89,8 +89,8 @@ class Rig:
         finally:
             self.call("releasedir", opened)
 
-    def open(self, path: bytes, flags: int = os.O_RDONLY, caller: Caller = ROOT) -> File:
-        file: File = self.call("open", caller, self.node(path), flags)
+    def open(self, path: bytes, flags: int = os.O_RDONLY) -> File:
+        file: File = self.call("open", self.node(path), flags)
         return file
 
     @contextlib.contextmanager
@@ -209,7 +209,7 @@ class Rig:
         directory = node.kind == stat.S_IFDIR
         data = b""
         if node.kind == stat.S_IFREG:
-            file = self.call("open", ROOT, node, os.O_RDONLY)
+            file = self.call("open", node, os.O_RDONLY)
             data = self.read_file(file)
             self.call("release", file)
         elif node.kind == stat.S_IFLNK:
