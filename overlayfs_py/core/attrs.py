@@ -129,7 +129,7 @@ def _check_flags(fs: Overlay, node: Node, disk_key: bytes, flags: int) -> None:
             xattrs.fget(fd, disk_key)
             present = True
         except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            if error.errno != errno.ENODATA:
                 raise
             present = False
     if flags & os.XATTR_CREATE and present:

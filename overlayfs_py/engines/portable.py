@@ -350,7 +350,7 @@ class Portable(pyfuse3.Operations):
                 node.lookups += 1
 
     def _broken(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes:
-        """An entry for a name that can't be looked up; its id is nobody's, and the kernel asks again before it uses it."""
+        """An entry for a name that can't be looked up: its id is nobody's, and the kernel asks again before use."""
         self.last_broken -= 1
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = self.last_broken
