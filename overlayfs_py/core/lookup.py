@@ -47,14 +47,19 @@ def lookup(fs: Overlay, parent: Node, name: bytes) -> Node:
 
     Raises ENOENT, ENAMETOOLONG; EPERM for a redirect that may not be followed; EIO for a metacopy without its data.
     """
+    return lookup_entry(fs, parent, name)[0]
+
+
+def lookup_entry(fs: Overlay, parent: Node, name: bytes) -> tuple[Node, os.stat_result | None]:
+    """As lookup, with the node's real attributes where looking for it has told them."""
     if parent.children is not None:
         known = parent.children.get(name)
         if known is not None:
-            return known
+            return known, None
     found = find(fs, parent, name)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    return node_for(fs, parent, name, found)
+    return node_for(fs, parent, name, found), found.st
 
 
 def find(fs: Overlay, parent: Node, name: bytes) -> Found | None:

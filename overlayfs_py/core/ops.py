@@ -22,7 +22,7 @@ def statfs(fs: Overlay) -> os.statvfs_result:
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "lookup": lookup.lookup,
+    "lookup": lookup.lookup_entry,
     "forget": lookup.forget,
     "getattr": attrs.getattr,
     "setattr": attrs.setattr,

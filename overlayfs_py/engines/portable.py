@@ -126,9 +126,9 @@ class Portable(pyfuse3.Operations):
         entry.entry_timeout = entry.attr_timeout = self.fs.config.timeout
         return entry
 
-    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+    def _entry(self, node: Node, st: os.stat_result | None = None) -> pyfuse3.EntryAttributes:
         """The answer that gives the kernel a reference to `node`."""
-        entry = self._attributes(attr(self.fs, node))
+        entry = self._attributes(attr(self.fs, node, st))
         node.lookups += 1
         return entry
 
@@ -137,13 +137,13 @@ class Portable(pyfuse3.Operations):
     @_answers
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         try:
-            node = OPERATIONS["lookup"](self.fs, self.fs.node(parent), name)
+            node, st = OPERATIONS["lookup"](self.fs, self.fs.node(parent), name)
         except FileNotFoundError:
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
             missing.entry_timeout = self.fs.config.timeout
             return missing
-        return self._entry(node)
+        return self._entry(node, st)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for node_id, count in inode_list:
@@ -325,13 +325,14 @@ class Portable(pyfuse3.Operations):
         opened = self.handles[fh]
         names = OPERATIONS["readdir"](self.fs, opened, start_id)
         for position in range(start_id, len(names) + _SPECIAL_ENTRIES):
+            st = None
             if position < _SPECIAL_ENTRIES:
                 node = opened.node if position == 0 else opened.node.parent or opened.node
                 name = b".." if position else b"."
             else:
                 name = names[position - _SPECIAL_ENTRIES]
                 try:
-                    node = OPERATIONS["lookup"](self.fs, opened.node, name)
+                    node, st = OPERATIONS["lookup"](self.fs, opened.node, name)
                 except FileNotFoundError:
                     # gone since the listing was taken
                     continue
@@ -340,7 +341,7 @@ class Portable(pyfuse3.Operations):
                     if not pyfuse3.readdir_reply(token, name, self._broken(opened.node, name), position + 1):
                         break
                     continue
-            entry = self._attributes(attr(self.fs, node))
+            entry = self._attributes(attr(self.fs, node, st))
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 # What the kernel gets no reference to doesn't stay for its sake.
                 OPERATIONS["forget"](self.fs, node, 0)

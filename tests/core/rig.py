@@ -59,7 +59,7 @@ class Rig:
         """The node at a path."""
         node = self.fs.root
         for name in path.split(b"/") if path else ():
-            node = self.call("lookup", node, name)
+            node, _ = self.call("lookup", node, name)
             node.lookups = node.lookups or 1
         return node
 

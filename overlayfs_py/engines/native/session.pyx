@@ -22,7 +22,6 @@ from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 
 from overlayfs_py.core import files as core_files
-from overlayfs_py.core import lookup as core_lookup
 from overlayfs_py.core import readdir as core_readdir
 from overlayfs_py.core.objects import attr as shown_attr
 from overlayfs_py.core.ops import OPERATIONS
@@ -248,9 +247,9 @@ cdef object decode_device(uint32_t device):
     return os.makedev((device & 0xFFF00) >> 8, (device & 0xFF) | ((device >> 12) & 0xFFF00))
 
 
-cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node) except -2:
+cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node, object st) except -2:
     memset(out, 0, sizeof(protocol.entry_out))
-    put_attr(&out.attr, shown_attr(s.fs, node))
+    put_attr(&out.attr, shown_attr(s.fs, node, st))
     out.nodeid = node.id
     out.entry_valid = out.attr_valid = s.timeout
     out.entry_valid_nsec = out.attr_valid_nsec = s.timeout_nsec
@@ -259,7 +258,7 @@ cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node) exce
 
 cdef Py_ssize_t put_entry(Session s, Request r, Node node) except -2:
     """The answer that gives the kernel a reference to `node`."""
-    put_entry_at(s, <protocol.entry_out*>r.out, node)
+    put_entry_at(s, <protocol.entry_out*>r.out, node, None)
     node.lookups += 1
     return sizeof(protocol.entry_out)
 
@@ -291,13 +290,15 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
     cdef protocol.entry_out* out
     name = r.name()
     try:
-        node = core_lookup.lookup(s.fs, s.node(r.nodeid), name)
+        node, st = OPERATIONS["lookup"](s.fs, s.node(r.nodeid), name)
     except FileNotFoundError:
         out = <protocol.entry_out*>r.out
         memset(out, 0, sizeof(protocol.entry_out))
         out.entry_valid, out.entry_valid_nsec = s.timeout, s.timeout_nsec
         return sizeof(protocol.entry_out)
-    return put_entry(s, r, node)
+    put_entry_at(s, <protocol.entry_out*>r.out, node, st)
+    (<Node>node).lookups += 1
+    return sizeof(protocol.entry_out)
 
 
 cdef forget_one(Session s, uint64_t node_id, uint64_t count):
@@ -659,16 +660,16 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     cdef Node node = s.node(r.nodeid)
     cdef Node child
     if offset < 1:
-        used += put_dirent(s, r.out, room, node, b".", 1, plus, False)
+        used += put_dirent(s, r.out, room, node, None, b".", 1, plus, False)
     if offset < 2:
-        used += put_dirent(s, r.out + used, room - used, node.parent or node, b"..", 2, plus, False)
+        used += put_dirent(s, r.out + used, room - used, node.parent or node, None, b"..", 2, plus, False)
     listing = listing_of(s, r, node, offset)
     for index in range(listing.after(offset), len(listing.entries)):
         position, name = listing.entries[index]
         if name in listing.removed:
             continue
         try:
-            child = core_lookup.lookup(s.fs, node, name)
+            child, st = OPERATIONS["lookup"](s.fs, node, name)
         except FileNotFoundError:
             # gone since the listing was taken
             continue
@@ -680,7 +681,7 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
                 break
             used += added
             continue
-        added = put_dirent(s, r.out + used, room - used, child, name, position, plus, plus)
+        added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
         if added == 0 or not plus:
             # What the kernel gets no reference to doesn't stay for its sake.
             OPERATIONS["forget"](s.fs, child, 0)
@@ -691,12 +692,12 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
 
 
 cdef Py_ssize_t put_dirent(
-    Session s, char* out, size_t room, Node node, bytes name, uint64_t position, bint plus, bint counted
+    Session s, char* out, size_t room, Node node, object st, bytes name, uint64_t position, bint plus, bint counted
 ) except -2:
     """One entry, with its attributes where `plus` is set; 0 where there is no room for it."""
     cdef Py_ssize_t size = put_name(out, room, name, position, plus, node.id, node.kind >> 12)
     if size and counted:
-        put_entry_at(s, <protocol.entry_out*>out, node)
+        put_entry_at(s, <protocol.entry_out*>out, node, st)
         # The kernel counts only the entries it received, so this comes after the fit.
         node.lookups += 1
     return size
