@@ -94,7 +94,7 @@ NEEDLESS_COPIES: Final = (
 AVOIDED: Final = (
     Known(
         "a file opened read-only before its copy-up shows what is written after it",
-        "POSIX; the kernel's overlayfs goes on showing the lower file until it is opened again",
+        "POSIX; the kernel's overlayfs goes on showing the lower file in mappings made before, though not in reads",
     ),
 )
 
