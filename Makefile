@@ -1,18 +1,20 @@
 # On a fresh Debian 12 machine with git, make and root (or sudo): `make demo` and `make test` install what they need.
 
-.PHONY: help ready build lint test demo clean
+.PHONY: help ready build lint test demo bench profile clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   mount a stack of layers with a Debian root in it, and look at it'
 	@echo 'make test   every check there is'
+	@echo 'make bench  measure every peer; a part of it with ONLY=walk,untar PEERS=kernel,portable ROUNDS=5'
+	@echo 'make profile WORKLOAD=untar   what the kernel asks, and where the daemon spends its time'
 	@echo 'make build  compile the hot modules beside their sources'
 	@echo 'make clean  remove everything made here'
 
 ifneq ($(shell id -u),0)
 
-ready build lint test demo clean:
-	@exec sudo $(MAKE) --no-print-directory $@
+ready build lint test demo bench profile clean:
+	@exec sudo $(MAKE) --no-print-directory $@ $(MAKEOVERRIDES)
 
 else
 
@@ -42,6 +44,12 @@ test: lint
 
 demo: build
 	@tools/demo
+
+bench: build
+	@tools/leaves-nothing $(PYTHON) -m benchmarks run --only '$(ONLY)' --peers '$(PEERS)' $(if $(ROUNDS),--rounds $(ROUNDS))
+
+profile: build
+	@tools/leaves-nothing $(PYTHON) -m benchmarks profile '$(WORKLOAD)' $(if $(PEERS),--peers '$(PEERS)') $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

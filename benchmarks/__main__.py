@@ -22,6 +22,7 @@ from benchmarks.workload import WORKLOADS, Unknown, choose
 RESULTS: Final = Path(__file__).with_name("results")
 CACHE: Final = ROOT / ".cache/bench"
 ROUNDS: Final = 3
+MINUTES: Final = 25.0
 
 
 def main() -> int:
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", default="", help="workloads, families, groups or patterns, separated by commas")
     run.add_argument("--peers", default="", help="peers, separated by commas")
     run.add_argument("--rounds", type=int, default=ROUNDS)
+    run.add_argument("--minutes", type=float, default=MINUTES, help="begin no more rounds after that")
     run.add_argument("--output", type=Path, help="where results go; default: results, or results/partial for a part")
     run.add_argument("--cache", type=Path, default=CACHE, help="where inputs are kept")
     run.add_argument("--small", action="store_true", help="tiny inputs, to test the benchmarks themselves")
@@ -77,7 +79,7 @@ def choose_peers(wanted: Iterable[str]) -> list[Peer]:
 
 def _run(options: argparse.Namespace) -> int:
     only, named = _words(options.only), _words(options.peers)
-    plan = Plan(choose(only), choose_peers(named), options.rounds, only)
+    plan = Plan(choose(only), choose_peers(named), options.rounds, options.minutes, only)
     output: Path = options.output or (RESULTS / "partial" if only or named or options.small else RESULTS)
     output.mkdir(parents=True, exist_ok=True)
     isolate()

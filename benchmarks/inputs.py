@@ -235,7 +235,7 @@ def project(target: Path, inputs: Inputs) -> None:
     """A C program of many small files, with a Makefile."""
     folder = target / "srv/project"
     folder.mkdir(parents=True)
-    count = inputs.count(48)
+    count = inputs.count(24)
     headers = "\n".join(f"#include <{name}.h>" for name in ("errno", "signal", "stdio", "stdlib", "string", "unistd"))
     for number in range(count):
         (folder / f"part{number}.h").write_text(f"int part{number}(int);\n")
@@ -259,6 +259,9 @@ def debs(target: Path, inputs: Inputs) -> None:
     folder.mkdir(parents=True)
     # apt drops its privileges for downloads, and its user can't write here.
     _run("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *DEBS, cwd=folder)
+    for file in folder.iterdir():
+        # apt mistakes the escapes in the names that it gives files itself.
+        file.rename(folder / f"{file.name.partition('_')[0]}.deb")
 
 
 @recipe

@@ -53,6 +53,9 @@ class Peer:
     def version(self) -> str:
         raise NotImplementedError
 
+    def prepare(self, stack: Stack) -> None:
+        """What has to be done before a mount and is no part of it."""
+
     def mount(self, stack: Stack, mountpoint: Path) -> None:
         """Mount; it answers when this returns, or soon after. Raises MountError."""
         raise NotImplementedError
@@ -85,15 +88,18 @@ class Plain(Peer):
     def version(self) -> str:
         return os.uname().release
 
+    def prepare(self, stack: Stack) -> None:
+        if len(stack.lowers) > 1 or stack.changes_lower:
+            # The topmost layer comes first, and what is there is kept.
+            copy = ["cp", "--archive", "--no-clobber", *([] if stack.changes_lower else ["--link"])]
+            _run([*copy, "--target-directory", str(stack.upper), *(f"{lower}/." for lower in stack.lowers)])
+
     def mount(self, stack: Stack, mountpoint: Path) -> None:
-        if len(stack.lowers) == 1 and not stack.changes_lower:
-            _bind(stack.lowers[0], mountpoint)
+        copied = len(stack.lowers) > 1 or stack.changes_lower
+        mount(os.fsencode(stack.upper if copied else stack.lowers[0]), os.fsencode(mountpoint), None, MS_BIND)
+        if not stack.changes_lower:
             # A workload that does change what it declared unchanged must not reach the layer.
             mount(b"none", os.fsencode(mountpoint), None, MS_BIND | MS_REMOUNT | MS_RDONLY)
-            return
-        for lower in reversed(stack.lowers):
-            _run(["cp", "--archive", "--no-target-directory", str(lower), str(stack.upper)])
-        _bind(stack.upper, mountpoint)
 
 
 class Kernel(Peer):
@@ -242,10 +248,6 @@ def install_debian(packages: Sequence[str]) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PeerMissing(f"{' '.join(command)} failed: {_last_line(done.stderr)}")
-
-
-def _bind(source: Path, mountpoint: Path) -> None:
-    mount(os.fsencode(source), os.fsencode(mountpoint), None, MS_BIND)
 
 
 def _run(command: Sequence[str], cwd: str | Path | None = None) -> None:

@@ -120,7 +120,7 @@ def profile(workload: Workload, peer: Peer, rounds: int, inputs: Inputs, scratch
         stacks = "".join(rounds_under(_Sampler(command, "Sampling process"), file))
         (output / f"{workload.name}-{peer.name}.stacks").write_text(stacks)
         text += ["", "py-spy: share of the time in a function itself, and in it with all that it calls", ""]
-        text += _functions_table(stacks.splitlines())
+        text += functions_table(stacks.splitlines())
     file = scratch / "samples.perf"
     command = ["perf", "record", "-F", str(_RATE), "-e", "cpu-clock", "-g", "-p", "PID", "-o", str(file)]
     reports = rounds_under(_Sampler(command, None), file)
@@ -146,7 +146,7 @@ def _requests_table(counted: Iterable[str]) -> list[str]:
     return lines
 
 
-def _functions_table(stacks: Iterable[str]) -> list[str]:
+def functions_table(stacks: Iterable[str]) -> list[str]:
     """From lines such as `outer (file.py:1);inner (file.py:2) 17`: those functions with the most time."""
     itself: collections.Counter[str] = collections.Counter()
     with_called: collections.Counter[str] = collections.Counter()

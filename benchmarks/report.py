@@ -37,7 +37,8 @@ def table(run: Run) -> str:
 def _about(run: Run) -> str:
     machine = run.machine
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items() if name not in ("ext4", KERNEL))
-    rounds = max((one.round for one in run.measurements), default=0) + 1
+    counts = [len({one.round for one in run.measurements if one.workload == name}) for name in run.workloads()]
+    rounds = f"{min(counts, default=0)} to {max(counts, default=0)}"
     return (
         f"{run.date[:10]}, kernel {machine.kernel}, {machine.system}, {machine.processors} processors, "
         f"{machine.memory / 2**30:.0f} GiB; {versions}; Python {machine.python}. {rounds} rounds in "

@@ -4,6 +4,7 @@ The events fuse:fuse_request_send and fuse:fuse_request_end (fs/fuse/fuse_trace.
 peer's requests alike, whatever carries them, and cost the daemon nothing. FORGET has no answer and passes them by.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support.syscalls import mount
+from tests.support.syscalls import mount, umount
 
 _TRACING: Final = Path("/sys/kernel/tracing")
-_INSTANCE: Final = _TRACING / "instances/overlayfs-py-bench"
+_INSTANCE: Final = _TRACING / f"instances/overlayfs-py-bench-{os.getpid()}"
 _BUFFER: Final = 128 * 1024  # KiB a processor: two million events
 _SEND: Final = re.compile(r" ([0-9.]+): fuse_request_send: connection (\d+) req (\d+) opcode \d+ \((\w+)\)")
 _END: Final = re.compile(r" ([0-9.]+): fuse_request_end: connection (\d+) req (\d+) len \d+ error (-?\d+)")
@@ -38,20 +39,31 @@ class Count:
 @contextmanager
 def tracing() -> Iterator[None]:
     """Have the events at hand, off until `switch`. Raises NoTrace."""
-    if not (_TRACING / "events").exists():
-        mount(b"tracefs", bytes(_TRACING), b"tracefs")
-    if not (_TRACING / "events/fuse/fuse_request_send").exists():
-        raise NoTrace("requests can't be counted: the events of FUSE need Linux 6.11 or newer")
-    _INSTANCE.mkdir()
+    with _tracefs():
+        if not (_TRACING / "events/fuse/fuse_request_send").exists():
+            raise NoTrace("requests can't be counted: the events of FUSE need Linux 6.11 or newer")
+        _INSTANCE.mkdir()
+        try:
+            switch(on=False)
+            (_INSTANCE / "trace_clock").write_text("mono")
+            (_INSTANCE / "buffer_size_kb").write_text(str(_BUFFER))
+            for event in ("fuse_request_send", "fuse_request_end"):
+                (_INSTANCE / f"events/fuse/{event}/enable").write_text("1")
+            yield
+        finally:
+            _INSTANCE.rmdir()
+
+
+@contextmanager
+def _tracefs() -> Iterator[None]:
+    if (_TRACING / "events").exists():
+        yield
+        return
+    mount(b"tracefs", bytes(_TRACING), b"tracefs")
     try:
-        switch(on=False)
-        (_INSTANCE / "trace_clock").write_text("mono")
-        (_INSTANCE / "buffer_size_kb").write_text(str(_BUFFER))
-        for event in ("fuse_request_send", "fuse_request_end"):
-            (_INSTANCE / f"events/fuse/{event}/enable").write_text("1")
         yield
     finally:
-        _INSTANCE.rmdir()
+        umount(bytes(_TRACING))
 
 
 def switch(*, on: bool) -> None:

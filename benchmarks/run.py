@@ -36,6 +36,8 @@ class Plan:
     workloads: Sequence[Workload]
     peers: Sequence[Peer]
     rounds: int
+    minutes: float
+    """After that nothing is measured but what was not yet; so all is measured at least once."""
     only: Sequence[str] = ()
     """What was asked for, for the report; nothing for all."""
 
@@ -106,7 +108,8 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
     try:
         for number in range(plan.rounds):
             for workload in workloads:
-                if number >= workload.rounds:
+                late = number > 0 and time.monotonic() - started > plan.minutes * 60
+                if number >= workload.rounds or late:
                     continue
                 if not workload.cold:
                     for name in workload.lowers:

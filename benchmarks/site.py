@@ -26,6 +26,7 @@ from tests.support.mounts import CONNECTIONS, MountFailed, unmount
 from tests.support.syscalls import MNT_DETACH, umount
 
 _PATIENCE: Final = 10.0  # seconds for daemons to end after their unmount
+_LITTLE_PATIENCE: Final = 1.0  # after a failure
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 # In a mount and process namespace of its own, so that nothing it starts outlives the command.
@@ -78,6 +79,7 @@ class Site:
         self._disk = base / "disk"
         self._watch = watch
         self._outcome = Outcome()
+        self._stacks: dict[int, Stack] = {}
 
     # What workloads use.
 
@@ -160,11 +162,7 @@ class Site:
     def mount(self, number: int = 0) -> Path:
         """Mount the workload's layers with an upper of its own, and wait for the first answer; returns where."""
         mountpoint = self.base / f"mnt{number or ''}"
-        upper, work = (self._layers() / f"{kind}{number or ''}" for kind in ("upper", "work"))
-        for path in (mountpoint, upper, work):
-            path.mkdir()
-        stack = Stack(self._lowers(), upper, work, self.workload.changes_lower)
-        self.peer.mount(stack, mountpoint)
+        self.peer.mount(self._stacks.get(number) or self._stack(number), mountpoint)
         os.listdir(mountpoint)
         return mountpoint
 
@@ -180,7 +178,7 @@ class Site:
         except (MountError, OSError, subprocess.CalledProcessError) as error:
             outcome = Outcome(error=f"{type(error).__name__}: {error}")
         finally:
-            problem = self._clean()
+            problem = self._clean(_PATIENCE if outcome.error is None else _LITTLE_PATIENCE)
         if problem and outcome.error is None:
             outcome = Outcome(error=problem)
         return outcome
@@ -190,8 +188,18 @@ class Site:
             self._disk.mkdir()
             image = self.inputs.path(f"image-{self.workload.filesystem}")
             subprocess.run(["mount", "-o", "loop", image, self._disk], check=True)
+        self._stack(0)
         if self.workload.mounted:
             self.mount()
+
+    def _stack(self, number: int) -> Stack:
+        """Directories for a mount, and all the peer needs before it."""
+        upper, work = (self._layers() / f"{kind}{number or ''}" for kind in ("upper", "work"))
+        for path in (self.base / f"mnt{number or ''}", upper, work):
+            path.mkdir()
+        made = self._stacks[number] = Stack(self._lowers(), upper, work, self.workload.changes_lower)
+        self.peer.prepare(made)
+        return made
 
     def _layers(self) -> Path:
         return self.base if self.workload.filesystem == "scratch" else self._disk
@@ -249,7 +257,7 @@ class Site:
         finally:
             os._exit(0)
 
-    def _clean(self) -> str:
+    def _clean(self, patience: float) -> str:
         """Unmount, end the daemons, remove the directories; returns what went wrong, or nothing."""
         problems: list[str] = []
         daemons = self.daemons()
@@ -264,8 +272,8 @@ class Site:
                 unmount(mountpoint)
             except MountFailed as error:
                 problems.append(str(error))
-        if not _gone(daemons, _PATIENCE):
-            problems.append(f"a daemon was still there {_PATIENCE:.0f} s after the unmount")
+        if not _gone(daemons, patience):
+            problems.append(f"a daemon was still there {patience:.0f} s after the unmount")
             abort_connections(self.base)
             for pid in daemons:
                 with contextlib.suppress(ProcessLookupError):

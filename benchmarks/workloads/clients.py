@@ -20,6 +20,9 @@ def _together(site: Site, client: Callable[[Site, Path], None]) -> None:
     processes = multiprocessing.get_context("fork")
     ready = processes.Barrier(site.size + 1)
 
+    for number in range(site.size):
+        (site.mnt / f"client{number}").mkdir(exist_ok=True)
+
     def run(number: int) -> None:
         ready.wait()
         client(site, site.mnt / f"client{number}")
@@ -61,7 +64,6 @@ def read(site: Site) -> None:
     "{size} clients create 300 files each",
     group="clients",
     sizes=_CLIENTS,
-    lowers=["parts"],
     changes_lower=True,
 )
 def create(site: Site) -> None:
@@ -77,7 +79,6 @@ def create(site: Site) -> None:
     "{size} clients write 16 MiB each",
     group="clients",
     sizes=_CLIENTS,
-    lowers=["parts"],
     changes_lower=True,
 )
 def write(site: Site) -> None:

@@ -46,11 +46,11 @@ def git_log(site: Site) -> None:
 def apt(site: Site) -> None:
     debs = sorted(f"/srv/debs/{path.name}" for path in (site.input("debs") / "srv/debs").iterdir())
     with site.clock:
-        site.inside("apt-get", "-qq", "-o", "Dpkg::Use-Pty=0", "install", "--no-download", *debs)
+        site.inside("apt-get", "-qq", "-o", "Dpkg::Use-Pty=0", "install", *debs)
     site.check("files amiss", site.inside("dpkg", "--verify", "vim", "vim-runtime"), "")
 
 
-@workload("make", "make -j2 of 49 C files", group="programs", lowers=["project", "debian"], changes_lower=True)
+@workload("make", "make -j2 of 25 C files", group="programs", lowers=["project", "debian"], changes_lower=True)
 def make(site: Site) -> None:
     with site.clock:
         site.inside("make", "-C", "/srv/project", "--silent", "-j2")
