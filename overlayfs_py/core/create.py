@@ -193,7 +193,8 @@ def _set_metacopy_redirect(fs: Overlay, node: Node) -> None:
     """A metacopy that gets another name must say by path where its data is."""
     if node.redirect is not None and node.redirect.startswith(b"/"):
         return
-    redirect = b"/" + node.lowers[-1].path()
+    assert node.parent is not None
+    redirect = lookup.lower_path(node, node.parent, node.name)
     with objects.reached(fs, node) as fd:
         xattrs.fset(fd, fs.marks.redirect, redirect)
     node.redirect = redirect

@@ -222,6 +222,21 @@ def redirected_entries(
     return lower_entries(fs, dirs, name)
 
 
+def lower_path(node: Node, parent: Node, name: bytes) -> bytes:
+    """The path from the root at which the lower layers, merged, have a node that is `name` in `parent`.
+
+    It is what an absolute redirect holds: the names the mount shows, but for those that upper redirects replace.
+    """
+    names = [node.redirect or name]
+    at: Node | None = parent
+    while at is not None and at.parent is not None and not names[-1].startswith(b"/"):
+        names.append(at.redirect or at.name)
+        at = at.parent
+    names.reverse()
+    path = b"/".join(names)
+    return path if path.startswith(b"/") else b"/" + path
+
+
 def _checked_redirect(fs: Overlay, redirect: bytes) -> bytes:
     """Refuse a redirect that may not be followed (EPERM) or makes no sense (EIO)."""
     if not fs.follow_redirects:

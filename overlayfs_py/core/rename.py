@@ -192,24 +192,12 @@ def _set_redirect(fs: Overlay, node: Node, source: _Place, target: _Place) -> No
     elif same_directory and node.lowers[-1].name == source.name:
         redirect = source.name
     else:
-        redirect = lower_path(node, source)
+        redirect = lookup.lower_path(node, source.parent, source.name)
     if len(redirect) > _REDIRECT_MAX:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source.name)
     with objects.reached(fs, node) as fd:
         xattrs.fset(fd, fs.marks.redirect, redirect)
     node.redirect = redirect
-
-
-def lower_path(node: Node, place: _Place) -> bytes:
-    """The absolute path at which the lower layers have a node that is at `place`, redirects above it followed."""
-    names = [node.redirect or place.name]
-    at: Node | None = place.parent
-    while at is not None and at.parent is not None and not names[-1].startswith(b"/"):
-        names.append(at.redirect or at.name)
-        at = at.parent
-    names.reverse()
-    path = b"/".join(names)
-    return path if path.startswith(b"/") else b"/" + path
 
 
 def _move(fs: Overlay, old: _Place, new: _Place, *, whiteout: bool) -> None:
