@@ -92,7 +92,7 @@ def _upper_dir(fs: Overlay, parent: Node, upper: Real, st: os.stat_result) -> Fo
     lower_st = None
     redirect = None
     if not own.opaque and not _dot_opaque(fs, upper):
-        if own.redirect:
+        if own.redirect and (parent.lowers or fs.follow_redirects):
             redirect = _checked_redirect(fs, own.redirect)
             lowers, lower_st = redirected_entries(fs, parent.lowers, redirect, above=0)
         else:
@@ -192,7 +192,8 @@ def lower_entries(
             break
         found.append(real)
         first = first or st
-        if position + 1 == len(dirs) and base.layer is fs.lower_roots[-1].layer:
+        if position + 1 == len(dirs) and (base.layer is fs.lower_roots[-1].layer or not fs.follow_redirects):
+            # Nothing is below, or nothing that a redirect would be followed to.
             break
         own = fs.marks.read_dir(fs.dirs.fd(real))
         if own.opaque or _dot_opaque(fs, real):
