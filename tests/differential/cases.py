@@ -91,4 +91,27 @@ CASES: Final = {
             Step(MapWrite(b"b"), who=1),
         ),
     ),
+    "a metacopy says where its data is in the merged lower layers, not in one of them": Script(
+        "metacopy",
+        (
+            (Node(b"new", "dir", xattrs=(("@redirect", b"old"),)), Node(b"old", "whiteout")),
+            (Node(b"old/f", data=b"data"),),
+        ),
+        (Step(Link(b"new/f", b"g")), Step(Remount()), Step(Read(b"g")), Step(Read(b"new/f"))),
+    ),
+    "a redirect that may not be followed does no harm where nothing is below": Script(
+        "userxattr",
+        (
+            (Node(b"d/e", "dir", xattrs=(("@redirect", b"/x"),)), Node(b"f", "dir", xattrs=(("@redirect", b"x"),))),
+            (Node(b"x/y"),),
+        ),
+        (
+            Step(Readdir(b"d/e")),
+            Step(Stat(b"f")),
+            Step(Readdir(b"")),
+            Step(Chmod(b"d/e", 0o700)),
+            Step(Remount()),
+            Step(Readdir(b"d/e")),
+        ),
+    ),
 }
