@@ -15,7 +15,18 @@ from tests.differential.known import ROOT_MARKS, accepted, better, undefined, wi
 from tests.differential.script import USERS, Result, Script, Stat, Step, User, show, written
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
-from tests.support.trees import USER, Difference, Entry, Stack, Tree, compare_trees, error_name, read_xattrs, show_tree
+from tests.support.trees import (
+    USER,
+    Difference,
+    Entry,
+    Stack,
+    Tree,
+    abbreviated,
+    compare_trees,
+    error_name,
+    read_xattrs,
+    show_tree,
+)
 
 _SETGROUPS, _SETRESUID, _SETRESGID = {"x86_64": (116, 117, 119), "aarch64": (159, 147, 149)}[platform.machine()]
 _syscall: Final = ctypes.CDLL(None, use_errno=True).syscall
@@ -126,9 +137,8 @@ class Pair:
             without_needless_copies(one, other, prefix, failures=failures),
             without_needless_copies(other, one, prefix, failures=failures),
         )
-        if fewer != (one, other):
-            # The mark of a directory that holds copies goes with them.
-            fewer = (_without_mark(fewer[0], f"{prefix}impure"), _without_mark(fewer[1], f"{prefix}impure"))
+        if unmarked := [path for path in _parents_of_copies(other, prefix) if not _has(other[path], f"{prefix}impure")]:
+            self._diverge("upper directory", "", f"holds copies but is not impure: {unmarked}", ("impure",))
         self._same_trees("upper directory", *fewer, ignore=("atime",))
         indexes = [_index_on_disk(side, self.profile.prefix) for side in (self.first, self.second)]
         only_first, only_second = ((Counter(a) - Counter(b)) for a, b in (indexes, indexes[::-1]))
@@ -155,7 +165,9 @@ class Pair:
     def _same_trees(self, stage: str, one: Tree, other: Tree, ignore: tuple[str, ...] = ()) -> None:
         prefix, metacopy = self.profile.prefix, self.profile.metacopy
         found = compare_trees(one, other, ignore)
-        differences = [each for each in found if not better(each, prefix, metacopy=metacopy)]
+        differences = [
+            each for each in found if not better(each, prefix, metacopy=metacopy, failures=bool(self.failed))
+        ]
         if differences:
             lines = [_show_difference(difference) for difference in differences[:40]]
             first = "\n".join([*lines, "", "first tree:", show_tree(one)])
@@ -264,11 +276,12 @@ def _upper_on_disk(side: Side, prefix: str) -> Tree:
     return {path: _comparable(entry, prefix) for path, entry in tree.items()}
 
 
-def _without_mark(tree: Tree, mark: str) -> Tree:
-    return {
-        path: replace(entry, xattrs=tuple(item for item in entry.xattrs if item[0] != mark))
-        for path, entry in tree.items()
-    }
+def _parents_of_copies(tree: Tree, prefix: str) -> set[bytes]:
+    return {os.path.dirname(path) or b"." for path, entry in tree.items() if _has(entry, f"{prefix}origin")} - {b""}
+
+
+def _has(entry: Entry, xattr: str) -> bool:
+    return any(name == xattr for name, _ in entry.xattrs)
 
 
 def _comparable(entry: Entry, prefix: str) -> Entry:
@@ -279,7 +292,8 @@ def _comparable(entry: Entry, prefix: str) -> Entry:
     xattrs = tuple((name, b"(present)" if name in unsure else value) for name, value in entry.xattrs)
     if not entry.size:
         # The kernel makes metacopies of empty files, too.
-        xattrs = tuple(item for item in xattrs if item[0] != f"{prefix}metacopy")
+        needless = (f"{prefix}metacopy", f"{prefix}redirect")
+        xattrs = tuple(item for item in xattrs if entry.kind != "file" or item[0] not in needless)
     if (f"{prefix}nlink", b"(present)") in xattrs:
         # The visible trees tell the link count; how many of the names are in the upper directory may differ.
         return replace(entry, xattrs=xattrs, nlink=0, group=b"")
@@ -320,4 +334,4 @@ def _xattr_names(difference: Difference) -> str:
 
 
 def _show_difference(difference: Difference) -> str:
-    return f"{difference.path!r} {difference.field}: {difference.left!r} | {difference.right!r}"
+    return f"{abbreviated(difference.path)} {difference.field}: {difference.left!r} | {difference.right!r}"

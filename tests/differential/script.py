@@ -5,14 +5,13 @@ import errno
 import hashlib
 import mmap
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar, Final, Protocol
 
 from tests.support.syscalls import UTIME_NOW, UTIME_OMIT, renameat2, utimensat
-from tests.support.trees import Stack, clock, error_name
+from tests.support.trees import Stack, abbreviated, clock, error_name
 
 MAY_BLOCK: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -599,18 +598,6 @@ def written(value: object) -> str:
     if isinstance(value, bytes):
         return abbreviated(value)
     return repr(value)
-
-
-def abbreviated(value: bytes) -> str:
-    """Bytes as a Python expression in which nothing is repeated more than a few times."""
-    parts = []
-    at = 0
-    for run in re.finditer(rb"(?s)(.{1,40}?)\1{9,}", value):
-        if run.end() - run.start() >= 40:
-            parts += [repr(value[at : run.start()])] if run.start() > at else []
-            parts.append(f"{run[1]!r} * {len(run[0]) // len(run[1])}")
-            at = run.end()
-    return " + ".join(parts + ([repr(value[at:])] if at < len(value) or not value else []))
 
 
 def load(text: str) -> Script:

@@ -237,7 +237,8 @@ def _entry(directory: int, name: bytes, status: os.stat_result, since: int) -> E
         atime=0 if kind == "symlink" else clock(status.st_atime_ns, since),
         target=os.readlink(name, dir_fd=directory) if kind == "symlink" else b"",
         content=_digest(directory, name) if kind == "file" else "",
-        sparse=kind == "file" and status.st_blocks * 512 + 65536 < size,
+        # A few blocks may hold extended attributes instead of data.
+        sparse=kind == "file" and status.st_blocks * 512 * 2 < size - 8192,
         xattrs=read_xattrs(through),
     )
 
@@ -297,14 +298,26 @@ def _show(path: bytes, entry: Entry) -> str:
     if entry.kind == "file":
         words.append(f"size {entry.size} ({entry.content})")
     if entry.target:
-        words.append(f"-> {entry.target!r}")
+        words.append(f"-> {abbreviated(entry.target)}")
     if entry.kind in ("chr", "blk"):
         words.append("dev {}:{}".format(*entry.rdev))
     words.append(f"mtime {entry.mtime}")
     if entry.group not in (b"", path):
-        words.append(f"same inode as {entry.group!r}")
-    words += [f"{name}={value!r}" for name, value in entry.xattrs]
-    return f"{path!r:24} {' '.join(words)}"
+        words.append(f"same inode as {abbreviated(entry.group)}")
+    words += [f"{name}={abbreviated(value)}" for name, value in entry.xattrs]
+    return f"{abbreviated(path):24} {' '.join(words)}"
+
+
+def abbreviated(value: bytes) -> str:
+    """Bytes as a Python expression in which nothing is repeated more than a few times."""
+    parts = []
+    at = 0
+    for run in re.finditer(rb"(?s)(.{1,40}?)\1{9,}", value):
+        if run.end() - run.start() >= 40:
+            parts += [repr(value[at : run.start()])] if run.start() > at else []
+            parts.append(f"{run[1]!r} * {len(run[0]) // len(run[1])}")
+            at = run.end()
+    return " + ".join(parts + ([repr(value[at:])] if at < len(value) or not value else []))
 
 
 def error_name(error: OSError) -> str:
