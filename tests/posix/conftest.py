@@ -48,7 +48,7 @@ class Stack:
         self.top = base / "top"
         for path in (self.mnt, self.upper, self.work, self.lower, self.top):
             path.mkdir(parents=True, exist_ok=True)
-        self._built: dict[str, dict[str, object]] = {}
+        self._built: dict[str, list[dict[str, object]]] = {}
         self._mounted = contextlib.ExitStack()
 
     def build_lower(self, name: str, build: Callable[[], None] | None) -> None:
@@ -58,10 +58,12 @@ class Stack:
         with contextlib.chdir(directory), umask(0o022):
             if build is not None:
                 build()
-        self._built[name] = snapshot(directory)
+        if self.kind != "ext4":
+            spread(directory, self.top / name)
+            self._built[name] = self._layers_of(name)
 
     def up(self) -> None:
-        lowers = [self.top, self.lower] if self.flavour == "read-only" else [self.lower]
+        lowers = [self.top, self.lower]
         upper, work = (None, None) if self.flavour == "read-only" else (self.upper, self.work)
         atime = MS_RELATIME if self.flavour == "relatime" else MS_NOATIME
         if self.kind == "ours":
@@ -98,8 +100,11 @@ class Stack:
                 self.up()
 
     def check_lower(self, name: str) -> None:
-        if name in self._built and self.kind != "ext4":
-            assert snapshot(self.lower / name) == self._built[name], "the lower layer was changed"
+        if name in self._built:
+            assert self._layers_of(name) == self._built[name], "a lower layer was changed"
+
+    def _layers_of(self, name: str) -> list[dict[str, object]]:
+        return [snapshot(layer / name) for layer in (self.top, self.lower)]
 
 
 class Stacks:
@@ -236,6 +241,22 @@ def root(request: pytest.FixtureRequest, stacks: Stacks) -> Iterator[Root]:
     if stack.flavour != "read-only" and not made.kept:
         shutil.rmtree(path)
     stack.check_lower(name)
+
+
+def spread(bottom: Path, top: Path, depth: int = 3) -> None:
+    """Spread a tree over two layers: every other file goes to the top one, and every other directory is in both."""
+    st = os.stat(bottom)
+    top.mkdir()
+    for entry in sorted(os.scandir(bottom), key=lambda entry: entry.name)[::2]:
+        if entry.is_dir(follow_symlinks=False):
+            if depth:
+                spread(bottom / entry.name, top / entry.name, depth - 1)
+        elif entry.stat(follow_symlinks=False).st_nlink == 1:
+            os.rename(entry.path, top / entry.name)
+    os.chown(top, st.st_uid, st.st_gid)
+    shutil.copystat(bottom, top)
+    for directory in (bottom, top):
+        os.utime(directory, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 def snapshot(directory: Path) -> dict[str, object]:

@@ -9,11 +9,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar
 
 import pytest
 
 T = TypeVar("T")
+P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., object])
 
 Kind = Literal["ext4", "kernel-overlay", "ours"]
@@ -255,9 +257,9 @@ def child(action: Callable[[], T], user: User | None = None) -> Iterator[Child[T
         process.kill()
 
 
-def as_user(user: User, action: Callable[[], T]) -> T:
+def as_user(user: User, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The function's result, run in a process with this user's ids."""
-    with child(action, user) as process:
+    with child(partial(action, *args, **kwargs), user) as process:
         return process.join()
 
 

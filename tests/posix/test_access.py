@@ -72,8 +72,8 @@ def test_access_asks_for_the_real_ids_and_at_eaccess_for_the_effective(root: Roo
 
 @prepared(build_private)
 def test_supplementary_groups_count(root: Root) -> None:
-    assert as_user(MEMBER, lambda: os.access("of-group", os.R_OK | os.W_OK))
-    assert not as_user(OTHER, lambda: os.access("of-group", os.R_OK))
+    assert as_user(MEMBER, os.access, "of-group", os.R_OK | os.W_OK)
+    assert not as_user(OTHER, os.access, "of-group", os.R_OK)
 
 
 def build_links() -> None:
@@ -87,8 +87,8 @@ def build_links() -> None:
 @prepared(build_links)
 def test_access_follows_links_unless_told_not_to(root: Root) -> None:
     with fails(errno.EACCES):
-        as_user(OTHER, lambda: calls.access("link", os.R_OK))
-    as_user(OTHER, lambda: calls.access("link", os.R_OK, AT_SYMLINK_NOFOLLOW))
+        as_user(OTHER, calls.access, "link", os.R_OK)
+    as_user(OTHER, calls.access, "link", os.R_OK, AT_SYMLINK_NOFOLLOW)
     with fails(errno.ENOENT):
         calls.access("dangling", os.F_OK)
     calls.access("dangling", os.F_OK, AT_SYMLINK_NOFOLLOW)
@@ -100,28 +100,28 @@ def test_access_follows_links_unless_told_not_to(root: Root) -> None:
 def test_each_directory_on_the_way_must_be_searchable(root: Root) -> None:
     for mode, reachable, listable in ((0o711, True, False), (0o744, False, True), (0o700, False, False)):
         os.chmod("d", mode)
-        assert as_user(OTHER, lambda: os.access("d/f", os.R_OK)) == reachable
+        assert as_user(OTHER, os.access, "d/f", os.R_OK) == reachable
         if listable:
-            assert as_user(OTHER, lambda: os.listdir("d")) == ["f"]
+            assert as_user(OTHER, os.listdir, "d") == ["f"]
         else:
             with fails(errno.EACCES):
-                as_user(OTHER, lambda: os.listdir("d"))
+                as_user(OTHER, os.listdir, "d")
         if reachable:
-            as_user(OTHER, lambda: os.stat("d/f"))
+            as_user(OTHER, os.stat, "d/f")
         else:
             with fails(errno.EACCES):
-                as_user(OTHER, lambda: os.stat("d/f"))
+                as_user(OTHER, os.stat, "d/f")
 
 
 @prepared(build_links)
 def test_a_change_of_rights_counts_at_once_for_everyone(root: Root) -> None:
     for _ in range(3):
         os.chmod("d/f", 0o600)
-        assert not as_user(OTHER, lambda: os.access("d/f", os.R_OK))
+        assert not as_user(OTHER, os.access, "d/f", os.R_OK)
         os.chmod("d/f", 0o604)
-        assert as_user(OTHER, lambda: os.access("d/f", os.R_OK))
+        assert as_user(OTHER, os.access, "d/f", os.R_OK)
         os.chmod("d", 0o700)
-        assert not as_user(OTHER, lambda: os.access("d/f", os.R_OK))
+        assert not as_user(OTHER, os.access, "d/f", os.R_OK)
         os.chmod("d", 0o755)
 
 

@@ -131,7 +131,7 @@ def test_setting_a_list_changes_the_mode(root: Root) -> None:
 def test_setting_a_list_outside_ones_group_loses_the_setgid_bit(root: Root) -> None:
     os.chown("f", OWNER.uid, OTHER.gid)
     os.chmod("f", 0o2755)
-    as_user(OWNER, lambda: set_acl("f", "user::rwx,user:7:rwx,group::r-x,mask::rwx,other::r-x"))
+    as_user(OWNER, set_acl, "f", "user::rwx,user:7:rwx,group::r-x,mask::rwx,other::r-x")
     assert mode_of("f") == 0o775
 
 
@@ -140,13 +140,13 @@ def test_only_owners_set_lists(root: Root) -> None:
     with root.touches(f="", d=""):
         for path in ("f", "d"):
             with fails(errno.EPERM):
-                as_user(OTHER, lambda path=path: set_acl(path, NAMED))  # type: ignore[misc]
+                as_user(OTHER, set_acl, path, NAMED)
         with fails(errno.EPERM):
-            as_user(OTHER, lambda: set_acl("d", NAMED, DEFAULT))
-    as_user(OWNER, lambda: set_acl("f", NAMED))
+            as_user(OTHER, set_acl, "d", NAMED, DEFAULT)
+    as_user(OWNER, set_acl, "f", NAMED)
     with fails(errno.EPERM):
-        as_user(OTHER, lambda: os.removexattr("f", ACCESS))
-    assert as_user(OTHER, lambda: get_acl("f")) == NAMED
+        as_user(OTHER, os.removexattr, "f", ACCESS)
+    assert as_user(OTHER, get_acl, "f") == NAMED
 
 
 BAD = {
@@ -225,12 +225,12 @@ def test_an_inherited_list_is_enforced(root: Root) -> None:
     assert allowed(OTHER, "d/f") == "rw"
     assert allowed(MEMBER, "d/f") == "r-"
     assert allowed(STRANGER, "d/f") == "--"
-    as_user(OWNER, lambda: os.mkdir("d/sub", 0o770))
-    as_user(OTHER, lambda: write("d/sub/new", b"by other"))
+    as_user(OWNER, os.mkdir, "d/sub", 0o770)
+    as_user(OTHER, write, "d/sub/new", b"by other")
     with fails(errno.EACCES):
-        as_user(STRANGER, lambda: os.listdir("d/sub"))
+        as_user(STRANGER, os.listdir, "d/sub")
     with fails(errno.EACCES):
-        as_user(MEMBER, lambda: write("d/sub/new2"))
+        as_user(MEMBER, write, "d/sub/new2")
     assert read("d/sub/new") == b"by other"
 
 

@@ -56,13 +56,13 @@ def build_owned(kind: str) -> None:
 @pytest.mark.parametrize("kind", NOT_SYMLINKS)
 @prepared(build_owned)
 def test_only_the_owner_and_root_change_the_mode(root: Root, kind: str) -> None:
-    as_user(OWNER, lambda: os.chmod("f", 0o640))
+    as_user(OWNER, os.chmod, "f", 0o640)
     assert mode_of("f") == 0o640
     for user in (MEMBER, OTHER):
         with root.touches(f=""), fails(errno.EPERM):
-            as_user(user, lambda: os.chmod("f", 0o666))
+            as_user(user, os.chmod, "f", 0o666)
     assert mode_of("f") == 0o640
-    as_user(ROOT, lambda: os.chmod("f", 0o604))
+    as_user(ROOT, os.chmod, "f", 0o604)
     assert mode_of("f") == 0o604
 
 
@@ -70,10 +70,10 @@ def test_only_the_owner_and_root_change_the_mode(root: Root, kind: str) -> None:
 @prepared(build_owned)
 def test_chmod_by_someone_outside_the_group_loses_the_setgid_bit(root: Root, kind: str) -> None:
     os.chown("f", OWNER.uid, OTHER.gid)
-    as_user(OWNER, lambda: os.chmod("f", 0o2755))
+    as_user(OWNER, os.chmod, "f", 0o2755)
     assert mode_of("f") == 0o755
     os.chown("f", MEMBER.uid, MEMBER.groups[0])
-    as_user(MEMBER, lambda: os.chmod("f", 0o2755))
+    as_user(MEMBER, os.chmod, "f", 0o2755)
     assert mode_of("f") == 0o2755
     os.chown("f", OWNER.uid, OTHER.gid)
     os.chmod("f", 0o2755)
@@ -87,7 +87,7 @@ def test_anyone_may_set_the_sticky_bit_of_their_file(root: Root, kind: str) -> N
         with fails(errno.ENOENT):
             os.chmod("f", 0o1644)
         return
-    as_user(OWNER, lambda: os.chmod("f", 0o1644))
+    as_user(OWNER, os.chmod, "f", 0o1644)
     assert mode_of("f") == 0o1644
 
 
@@ -219,13 +219,13 @@ def test_reading_and_failing_to_write_clear_nothing(root: Root, special: int) ->
 def test_chown_of_a_program_clears_setuid_and_setgid(
     root: Root, user: User, ids: tuple[int, int], special: int
 ) -> None:
-    as_user(user, lambda: os.chown("f", *ids))
+    as_user(user, os.chown, "f", *ids)
     assert mode_of("f") == 0o777
 
 
 @prepared(build_marked_for_locking)
 def test_chown_leaves_a_setgid_bit_without_group_execution(root: Root) -> None:
-    as_user(OWNER, lambda: os.chown("f", -1, OWNER.gid))
+    as_user(OWNER, os.chown, "f", -1, OWNER.gid)
     assert mode_of("f") == 0o2666
 
 
@@ -255,5 +255,5 @@ def build_truncation_pair() -> None:
 @prepared(build_truncation_pair)
 def test_truncating_clears_the_bits_whatever_the_size(root: Root) -> None:
     for name, size in (("shrink", 1), ("same", 4), ("grow", 100)):
-        as_user(OTHER, lambda name=name, size=size: os.truncate(name, size))  # type: ignore[misc]
+        as_user(OTHER, os.truncate, name, size)
         assert mode_of(name) == 0o777

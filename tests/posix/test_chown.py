@@ -62,13 +62,13 @@ def build_owned(kind: str) -> None:
 @prepared(build_owned)
 def test_an_owner_gives_a_file_to_their_own_groups_alone(root: Root, kind: str) -> None:
     with root.touches(f="c", here=""):
-        as_user(MEMBER, lambda: os.lchown("f", -1, MEMBER.groups[0]))
+        as_user(MEMBER, os.lchown, "f", -1, MEMBER.groups[0])
     assert ids_of("f") == (MEMBER.uid, MEMBER.groups[0])
-    as_user(MEMBER, lambda: os.lchown("f", MEMBER.uid, MEMBER.gid))
+    as_user(MEMBER, os.lchown, "f", MEMBER.uid, MEMBER.gid)
     assert ids_of("f") == (MEMBER.uid, MEMBER.gid)
     for ids in ((-1, OTHER.gid), (MEMBER.uid, 0), (OTHER.uid, -1), (0, MEMBER.gid)):
         with root.touches(f=""), fails(errno.EPERM):
-            as_user(MEMBER, lambda ids=ids: os.lchown("f", *ids))  # type: ignore[misc]
+            as_user(MEMBER, os.lchown, "f", *ids)
     assert ids_of("f") == (MEMBER.uid, MEMBER.gid)
 
 
@@ -77,14 +77,14 @@ def test_an_owner_gives_a_file_to_their_own_groups_alone(root: Root, kind: str) 
 def test_others_change_no_owner(root: Root, kind: str) -> None:
     for ids in ((OTHER.uid, -1), (-1, OTHER.gid), (OTHER.uid, OTHER.gid), (MEMBER.uid, MEMBER.gid)):
         with root.touches(f=""), fails(errno.EPERM):
-            as_user(OTHER, lambda ids=ids: os.lchown("f", *ids))  # type: ignore[misc]
+            as_user(OTHER, os.lchown, "f", *ids)
     assert ids_of("f") == (MEMBER.uid, MEMBER.gid)
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @prepared(build_owned)
 def test_anyone_may_change_nothing(root: Root, kind: str) -> None:
-    as_user(OTHER, lambda: os.lchown("f", -1, -1))
+    as_user(OTHER, os.lchown, "f", -1, -1)
     assert ids_of("f") == (MEMBER.uid, MEMBER.gid)
 
 
@@ -110,12 +110,12 @@ def test_fchown_works_on_a_read_only_descriptor(root: Root) -> None:
 def test_a_new_owner_has_the_rights_of_the_owner_at_once(root: Root) -> None:
     os.chmod("f", 0o600)
     with fails(errno.EACCES):
-        as_user(OWNER, lambda: os.open("f", os.O_RDONLY))
+        as_user(OWNER, os.open, "f", os.O_RDONLY)
     os.chown("f", OWNER.uid, OWNER.gid)
-    as_user(OWNER, lambda: os.chmod("f", 0o400))
+    as_user(OWNER, os.chmod, "f", 0o400)
     as_user(OWNER, lambda: os.close(os.open("f", os.O_RDONLY)))
     with fails(errno.EACCES):
-        as_user(OWNER, lambda: os.open("f", os.O_WRONLY))
+        as_user(OWNER, os.open, "f", os.O_WRONLY)
     os.chown("f", 0, 0)
     with fails(errno.EACCES):
-        as_user(OWNER, lambda: os.open("f", os.O_RDONLY))
+        as_user(OWNER, os.open, "f", os.O_RDONLY)

@@ -7,6 +7,7 @@ import random
 import shutil
 import stat
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_many_first_writers_at_once_make_one_copy(root: Root) -> None:
             os.pwrite(descriptor, bytes([writer]) * 1000, writer * 100_000)
             return os.fstat(descriptor).st_ino
 
-    assert set(in_parallel([lambda writer=writer: patch(writer) for writer in range(8)])) == {inode}  # type: ignore[misc]
+    assert set(in_parallel([partial(patch, writer) for writer in range(8)])) == {inode}
     expected = bytearray(LARGE)
     for writer in range(8):
         expected[writer * 100_000 : writer * 100_000 + 1000] = bytes([writer]) * 1000
@@ -221,7 +222,7 @@ def test_a_user_copies_up_files_of_others(root: Root) -> None:
     before = {kind: os.lstat(f"a/b/c/{kind}") for kind in NOT_SYMLINKS}
     write("a/b/c/regular", b"x" * 10)
     os.chmod("a/b/c/regular", 0o666)
-    as_user(OTHER, lambda: write_into("a/b/c/regular"))
+    as_user(OTHER, write_into, "a/b/c/regular")
     st = os.stat("a/b/c/regular")
     assert (st.st_uid, st.st_gid) == (before["regular"].st_uid, before["regular"].st_gid)
 
@@ -229,6 +230,64 @@ def test_a_user_copies_up_files_of_others(root: Root) -> None:
 def write_into(path: str) -> None:
     with opened(path, os.O_WRONLY) as descriptor:
         os.write(descriptor, b"by other")
+
+
+def build_unwritable() -> None:
+    os.chmod(".", 0o755)
+    write("f", b"data", 0o644)
+    os.mkdir("d")
+    write("d/g", b"below")
+    os.mkdir("closed", 0o700)
+    os.symlink("f", "link")
+    os.setxattr("f", "user.old", b"value")
+
+
+REFUSED: dict[str, tuple[int, Callable[[], object]]] = {
+    "open-for-writing": (errno.EACCES, lambda: os.open("f", os.O_WRONLY)),
+    "open-truncating": (errno.EACCES, lambda: os.open("link", os.O_WRONLY | os.O_TRUNC)),
+    "open-appending": (errno.EACCES, lambda: os.open("f", os.O_RDWR | os.O_APPEND | os.O_CREAT)),
+    "create-below": (errno.EACCES, lambda: os.open("d/new", os.O_WRONLY | os.O_CREAT)),
+    "truncate": (errno.EACCES, lambda: os.truncate("f", 1)),
+    "utime": (errno.EACCES, lambda: os.utime("f")),
+    "utime-to-a-time": (errno.EPERM, lambda: os.utime("f", (1, 1))),
+    "chmod": (errno.EPERM, lambda: os.chmod("f", 0o666)),
+    "chown": (errno.EPERM, lambda: os.chown("f", OTHER.uid, OTHER.gid)),
+    "setxattr": (errno.EACCES, lambda: os.setxattr("f", "user.new", b"")),
+    "removexattr": (errno.EACCES, lambda: os.removexattr("f", "user.old")),
+    "unlink": (errno.EACCES, lambda: os.unlink("d/g")),
+    "rename": (errno.EACCES, lambda: os.rename("d/g", "d/h")),
+    "rename-over": (errno.EACCES, lambda: os.rename("f", "d/g")),
+    "link": (errno.EPERM, lambda: os.link("f", "d/new")),
+    "rmdir": (errno.EACCES, lambda: os.rmdir("closed")),
+    "mkdir-over": (errno.EEXIST, lambda: os.mkdir("d/g")),
+    "symlink-over": (errno.EEXIST, lambda: os.symlink("x", "f")),
+    "missing": (errno.ENOENT, lambda: os.unlink("d/missing")),
+    "read-unreadable": (errno.EACCES, lambda: os.listdir("closed")),
+}
+
+
+@in_lower(build_unwritable)
+def test_what_is_refused_or_only_looked_at_copies_nothing_up(root: Root) -> None:
+    before = everything()
+
+    def attempt() -> list[str]:
+        wrong = []
+        for name, (number, action) in REFUSED.items():
+            try:
+                action()
+                wrong.append(f"{name} succeeded")
+            except OSError as error:
+                if error.errno != number:
+                    wrong.append(f"{name}: {error}")
+        return wrong
+
+    assert as_user(OTHER, attempt) == []
+    assert root.upper is not None
+    assert not os.path.lexists(root.upper)
+    assert everything() == before
+    assert not os.path.lexists(root.upper)
+    write("f", b"changed")
+    assert os.listdir(root.upper) == ["f"]
 
 
 def build_shared() -> None:
@@ -244,17 +303,17 @@ def build_shared() -> None:
 
 @in_lower(build_shared)
 def test_a_copy_up_by_a_user_needs_no_right_but_to_the_file(root: Root) -> None:
-    as_user(OTHER, lambda: write_into("d/theirs"))
-    as_user(OTHER, lambda: write_into("d/closed/open-to-all"))
-    as_user(OTHER, lambda: os.chmod("mine", 0o640))
+    as_user(OTHER, write_into, "d/theirs")
+    as_user(OTHER, write_into, "d/closed/open-to-all")
+    as_user(OTHER, os.chmod, "mine", 0o640)
     assert (os.stat("d/theirs").st_uid, os.stat("d/theirs").st_gid) == (OWNER.uid, OWNER.gid)
     assert read("d/closed/open-to-all") == b"by other"
     assert os.stat("d/closed").st_uid == OWNER.uid
     assert stat.S_IMODE(os.stat("d/closed").st_mode) == 0o755
     with fails(errno.EACCES):
-        as_user(OTHER, lambda: write("d/new"))
+        as_user(OTHER, write, "d/new")
     with fails(errno.EACCES):
-        as_user(OTHER, lambda: os.unlink("d/theirs"))
+        as_user(OTHER, os.unlink, "d/theirs")
 
 
 @in_lower(build_rich)

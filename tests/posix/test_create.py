@@ -45,7 +45,7 @@ def test_a_new_file_has_the_time_of_its_making(root: Root, call: Call) -> None:
 @prepared(build_parent)
 def test_a_new_file_belongs_to_its_maker(root: Root, call: Call) -> None:
     for user in (OWNER, MEMBER):
-        as_user(user, lambda: call.run("d/new"))
+        as_user(user, call.run, "d/new")
         st = os.lstat("d/new")
         assert (st.st_uid, st.st_gid) == (user.uid, user.gid)
         (os.rmdir if stat.S_ISDIR(st.st_mode) else os.unlink)("d/new")
@@ -61,7 +61,7 @@ def build_setgid() -> None:
 @pytest.mark.parametrize("call", UNPRIVILEGED_NEW, ids=str)
 @prepared(build_setgid)
 def test_a_setgid_directory_gives_its_group_to_what_is_made_in_it(root: Root, call: Call, user: User) -> None:
-    as_user(user, lambda: call.run("d/new"))
+    as_user(user, call.run, "d/new")
     st = os.lstat("d/new")
     assert (st.st_uid, st.st_gid) == (user.uid, OWNER.gid)
     assert bool(st.st_mode & stat.S_ISGID) == (call.name == "mkdir")

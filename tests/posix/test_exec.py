@@ -50,11 +50,11 @@ def test_only_executable_files_run(root: Root) -> None:
         os.execv("./junk", ["junk"])
     os.chmod("script", 0o744)
     with fails(errno.EACCES):
-        as_user(OTHER, lambda: os.execv("./script", ["script"]))
+        as_user(OTHER, os.execv, "./script", ["script"])
     os.chmod("script", 0o711)
     # A program may be run by those who may not read it, but a script has to be read.
     os.chmod("program", 0o711)
-    assert as_user(OTHER, lambda: status_of("./program", "0")) == 0
+    assert as_user(OTHER, status_of, "./program", "0") == 0
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import struct
+from functools import partial
 
 import pytest
 
@@ -136,7 +137,7 @@ def test_appends_by_many_processes_lose_and_tear_nothing(root: Root) -> None:
             for number in range(100):
                 os.write(descriptor, struct.pack("<HH", writer, number) * 50)
 
-    in_parallel([lambda writer=writer: append(writer) for writer in range(6)])  # type: ignore[misc]
+    in_parallel([partial(append, writer) for writer in range(6)])
     data = read("empty")
     records = [data[start : start + 200] for start in range(0, len(data), 200)]
     assert len(records) == 600
@@ -153,7 +154,7 @@ def test_writers_of_separate_ranges_do_not_disturb_each_other(root: Root) -> Non
             for number in range(200):
                 os.pwrite(descriptor, bytes([writer + 1]) * 100, (number * 6 + writer) * 100)
 
-    in_parallel([lambda writer=writer: fill(writer) for writer in range(6)])  # type: ignore[misc]
+    in_parallel([partial(fill, writer) for writer in range(6)])
     data = read("f")
     expected = b"".join(bytes([writer + 1]) * 100 for _ in range(200) for writer in range(6))
     assert data[: len(expected)] == expected
@@ -166,7 +167,7 @@ def test_a_reader_sees_each_write_at_once(root: Root) -> None:
         seen = os.pread(reader, 10, 0)
         assert seen == PATTERN[:10]
         for turn in range(20):
-            as_user(OTHER, lambda turn=turn: os.pwrite(writer, b"turn %05d" % turn, 0))  # type: ignore[misc]
+            as_user(OTHER, os.pwrite, writer, b"turn %05d" % turn, 0)
             assert os.pread(writer, 10, 0) == b"turn %05d" % turn
             assert os.pread(reader, 10, 0) == b"turn %05d" % turn
             assert read("f")[:10] == b"turn %05d" % turn
@@ -233,6 +234,37 @@ def test_syncing_succeeds_on_files_directories_and_the_whole(root: Root) -> None
     with opened("f", os.O_WRONLY | os.O_DSYNC) as descriptor:
         assert os.pwrite(descriptor, b"too", 7) == 3
     assert read("f")[:10] == b"at oncetoo"
+
+
+@prepared(build_file)
+def test_flags_of_single_reads_and_writes_are_honoured(root: Root) -> None:
+    with opened("f", os.O_RDWR) as descriptor:
+        assert os.pwritev(descriptor, [b"synced"], 0, os.RWF_DSYNC) == 6
+        assert os.pwritev(descriptor, [b"synced"], 10, os.RWF_SYNC) == 6
+        assert os.pwritev(descriptor, [b"appended"], 0, os.RWF_APPEND) == 8
+        buffer = bytearray(6)
+        assert os.preadv(descriptor, [buffer], 10, os.RWF_HIPRI) == 6
+        assert buffer == b"synced"
+    assert read("f") == b"synced" + PATTERN[6:10] + b"synced" + PATTERN[16:] + b"appended"
+
+
+@prepared(build_file)
+def test_advice_is_taken_and_changes_nothing(root: Root) -> None:
+    with opened("f", os.O_RDWR) as descriptor:
+        for advice in (os.POSIX_FADV_SEQUENTIAL, os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED, os.POSIX_FADV_RANDOM):
+            os.posix_fadvise(descriptor, 0, 0, advice)
+        assert calls.call("readahead", descriptor, 0, len(PATTERN)) == 0
+        assert read_all(descriptor) == PATTERN
+
+
+@prepared(build_file)
+def test_reading_into_the_page_cache_and_dropping_it_changes_nothing(root: Root) -> None:
+    with opened("f", os.O_RDWR) as descriptor:
+        os.pwrite(descriptor, b"dirty", 5000)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(descriptor, 5, 5000) == b"dirty"
+    assert read("f") == PATTERN[:5000] + b"dirty" + PATTERN[5005:]
 
 
 @prepared(build_file)

@@ -140,7 +140,7 @@ def test_a_directory_gets_no_further_name(root: Root) -> None:
     with root.touches(d="", here=""), fails(errno.EPERM):
         os.link("d", "e")
     with root.touches(d="", here=""), fails(errno.EPERM):
-        as_user(OTHER, lambda: os.link("d", "e"))
+        as_user(OTHER, os.link, "d", "e")
     assert not os.path.exists("e")
 
 
@@ -156,12 +156,12 @@ def build_errors() -> None:
 
 @prepared(build_errors)
 def test_linking_needs_the_right_to_write_the_directory(root: Root) -> None:
-    as_user(OWNER, lambda: os.link("f", "d/g"))
+    as_user(OWNER, os.link, "f", "d/g")
     for target in ("g", "closed/h"):
         with root.touches(f="", here="", closed=""), fails(errno.EACCES):
-            as_user(OWNER, lambda target=target: os.link("f", target))  # type: ignore[misc]
+            as_user(OWNER, os.link, "f", target)
     with root.touches(d=""), fails(errno.EACCES):
-        as_user(OWNER, lambda: os.link("closed/g", "d/h"))
+        as_user(OWNER, os.link, "closed/g", "d/h")
     assert os.stat("f").st_nlink == 2
 
 

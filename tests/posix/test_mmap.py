@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import faulthandler
 import mmap
 import os
+import random
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -51,7 +54,7 @@ def test_what_is_written_is_loaded_through_a_map(root: Root) -> None:
         assert area[:5] == b"AAAAA"
         os.pwrite(writer, b"write", 0)
         assert area[:5] == b"write"
-        as_user(OTHER, lambda: os.pwrite(writer, b"other", 3 * PAGE - 2))
+        as_user(OTHER, os.pwrite, writer, b"other", 3 * PAGE - 2)
         assert area[3 * PAGE - 2 : 3 * PAGE + 3] == b"other"
         with opened("f", os.O_WRONLY | os.O_APPEND) as appender:
             os.write(appender, b"end")
@@ -76,7 +79,7 @@ def test_maps_in_many_processes_are_one_memory(root: Root) -> None:
             area[PAGE * worker : PAGE * worker + 8] = b"worker%02d" % worker
 
     with mapped("f") as area:
-        in_parallel([lambda worker=worker: count(worker) for worker in range(1, 6)])  # type: ignore[misc]
+        in_parallel([partial(count, worker) for worker in range(1, 6)])
         for worker in range(1, 6):
             assert area[PAGE * worker : PAGE * worker + 8] == b"worker%02d" % worker
 
@@ -148,6 +151,7 @@ def test_bytes_stored_past_the_end_of_a_file_are_lost(root: Root) -> None:
 @prepared(build_file)
 def test_a_load_past_the_end_raises_a_bus_error(root: Root) -> None:
     def overrun() -> None:
+        faulthandler.disable()
         with mapped("f") as area:
             os.truncate("f", PAGE)
             area[2 * PAGE]
@@ -178,6 +182,30 @@ def test_a_read_only_map_sees_what_is_written_after_it_was_made(root: Root) -> N
             assert area[:5] == b"fresh"
             assert area[4 * PAGE : 4 * PAGE + 5] == b"fresh"
     assert read("f")[:5] == b"fresh"
+
+
+@prepared(build_file)
+def test_maps_and_calls_agree_through_random_use(root: Root) -> None:
+    dice = random.Random(11)
+    model = bytearray(DATA)
+    with mapped("f") as area, opened("f", os.O_RDWR) as descriptor:
+        for step in range(400):
+            offset = dice.randrange(len(DATA) - 3000)
+            data = bytes([step % 256]) * dice.choice([1, 100, 3000])
+            choice = dice.randrange(5)
+            if choice == 0:
+                area[offset : offset + len(data)] = data
+                model[offset : offset + len(data)] = data
+            elif choice == 1:
+                os.pwrite(descriptor, data, offset)
+                model[offset : offset + len(data)] = data
+            elif choice == 2:
+                assert area[offset : offset + 3000] == model[offset : offset + 3000]
+            elif choice == 3:
+                assert os.pread(descriptor, 3000, offset) == model[offset : offset + 3000]
+            else:
+                area.flush()
+    assert read("f") == bytes(model)
 
 
 @prepared(build_file)

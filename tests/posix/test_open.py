@@ -48,6 +48,10 @@ def test_opening_needs_the_permission_of_ones_class(root: Root, role: str) -> No
     assert as_user(BY_ROLE[role], outcomes) == expected
 
 
+def open_and_close(path: str, flags: int) -> None:
+    os.close(os.open(path, flags))
+
+
 @pytest.mark.parametrize("role", BY_ROLE)
 @prepared(build_modes)
 def test_truncating_at_open_needs_write_permission(root: Root, role: str) -> None:
@@ -56,12 +60,12 @@ def test_truncating_at_open_needs_write_permission(root: Root, role: str) -> Non
         name = f"{shift}-{bits}"
         for flags in (os.O_RDONLY | os.O_TRUNC, os.O_WRONLY | os.O_TRUNC):
             if bits & 2 and (bits & 4 or flags & os.O_WRONLY):
-                as_user(BY_ROLE[role], lambda name=name, flags=flags: os.close(os.open(name, flags)))  # type: ignore[misc]
+                as_user(BY_ROLE[role], open_and_close, name, flags)
                 assert os.stat(name).st_size == 0
             else:
                 size = os.stat(name).st_size
                 with fails(errno.EACCES):
-                    as_user(BY_ROLE[role], lambda name=name, flags=flags: os.open(name, flags))  # type: ignore[misc]
+                    as_user(BY_ROLE[role], os.open, name, flags)
                 assert os.stat(name).st_size == size
 
 
@@ -228,7 +232,7 @@ def test_o_noatime_is_for_the_owner(root: Root) -> None:
     os.chown("f", OWNER.uid, OWNER.gid)
     as_user(OWNER, lambda: os.close(os.open("f", os.O_RDONLY | os.O_NOATIME)))
     with fails(errno.EPERM):
-        as_user(OTHER, lambda: os.open("f", os.O_RDONLY | os.O_NOATIME))
+        as_user(OTHER, os.open, "f", os.O_RDONLY | os.O_NOATIME)
 
 
 @prepared(build_file)
@@ -239,7 +243,7 @@ def test_duplicates_share_an_offset_and_separate_opens_do_not(root: Root) -> Non
         assert os.read(duplicate, 1) == b"t"
         assert os.lseek(first, 0, os.SEEK_CUR) == 3
         assert os.read(second, 4) == b"data"
-        assert as_user(OTHER, lambda: os.read(first, 10)) == b"a"
+        assert as_user(OTHER, os.read, first, 10) == b"a"
         assert os.lseek(duplicate, 0, os.SEEK_CUR) == 4
         os.close(duplicate)
 
@@ -261,8 +265,8 @@ def test_opening_an_existing_file_exclusively_gives_eexist(root: Root, kind: str
 
 @prepared(build_file)
 def test_an_unknown_user_reads_a_file_made_for_all(root: Root) -> None:
-    assert as_user(MEMBER, lambda: read("f")) == b"data"
-    assert as_user(MEMBER, lambda: read("link")) == b"data"
+    assert as_user(MEMBER, read, "f") == b"data"
+    assert as_user(MEMBER, read, "link") == b"data"
 
 
 def build_direct() -> None:

@@ -158,7 +158,7 @@ def build_locked() -> None:
 def test_a_directory_without_search_permission_hides_what_is_in_it(root: Root, call: Call) -> None:
     for user in (OWNER, OTHER):
         with root.touches(locked=""), fails(errno.EACCES):
-            as_user(user, lambda: call.run("locked/f"))
+            as_user(user, call.run, "locked/f")
     assert read("locked/f") == b"data"
 
 
@@ -166,7 +166,7 @@ def test_a_directory_without_search_permission_hides_what_is_in_it(root: Root, c
 @prepared(build_locked)
 def test_nothing_is_made_in_a_directory_without_search_permission(root: Root, call: Call) -> None:
     with root.touches(locked=""), fails(errno.EACCES):
-        as_user(OWNER, lambda: call.run("locked/new"))
+        as_user(OWNER, call.run, "locked/new")
     assert os.listdir("locked") == ["f"]
 
 
@@ -185,7 +185,7 @@ def build_unwritable() -> None:
 @prepared(build_unwritable)
 def test_nothing_is_made_in_a_directory_without_write_permission(root: Root, call: Call) -> None:
     with root.touches(fixed="", source=""), fails(errno.EACCES):
-        as_user(OWNER, lambda: call.run("fixed/new"))
+        as_user(OWNER, call.run, "fixed/new")
     assert sorted(os.listdir("fixed")) == ["d", "f"]
 
 
@@ -194,9 +194,9 @@ def test_nothing_is_made_in_a_directory_without_write_permission(root: Root, cal
 def test_nothing_is_removed_from_a_directory_without_write_permission(root: Root, remove: object, name: str) -> None:
     assert callable(remove)
     with root.touches(fixed=""), fails(errno.EACCES):
-        as_user(OWNER, lambda: remove(f"fixed/{name}"))
+        as_user(OWNER, remove, f"fixed/{name}")
     with root.touches(fixed=""), fails(errno.EACCES):
-        as_user(OWNER, lambda: os.rename(f"fixed/{name}", "new"))
+        as_user(OWNER, os.rename, f"fixed/{name}", "new")
     assert sorted(os.listdir("fixed")) == ["d", "f"]
 
 

@@ -41,7 +41,7 @@ def test_a_change_gives_erofs(root: Root, call: Call) -> None:
         with fails(errno.EROFS):
             call.run(path)
         with fails(*allowed):
-            as_user(OTHER, lambda: call.run(path))
+            as_user(OTHER, call.run, path)
     assert kind_of("new") == "missing"
 
 

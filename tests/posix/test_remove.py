@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -200,23 +201,31 @@ def build_sticky(case: tuple[User, User, User]) -> None:
         os.chmod(name, mode)
 
 
+def attempts(user: User, action: Callable[[str], None]) -> dict[str, int]:
+    """Type of file → the error number of the action on it, 0 for success."""
+
+    def run() -> dict[str, int]:
+        found = dict.fromkeys(TYPES, 0)
+        for kind in TYPES:
+            try:
+                action(kind)
+            except OSError as error:
+                found[kind] = error.errno or -1
+        return found
+
+    return as_user(user, run)
+
+
 @pytest.mark.parametrize("case", STICKY, ids=STICKY_IDS)
 @prepared(build_sticky)
 def test_a_sticky_directory_lets_owners_alone_remove(root: Root, case: tuple[User, User, User]) -> None:
     user, directory_owner, file_owner = case
-
-    def remove_all() -> None:
-        for kind in TYPES:
-            remove(f"sticky/{kind}")
-
     if user in (ROOT, directory_owner, file_owner):
-        as_user(user, remove_all)
+        assert attempts(user, lambda kind: remove(f"sticky/{kind}")) == dict.fromkeys(TYPES, 0)
         assert os.listdir("sticky") == []
         return
     with root.touches(sticky=""):
-        for kind in TYPES:
-            with fails(errno.EPERM):
-                as_user(user, lambda kind=kind: remove(f"sticky/{kind}"))  # type: ignore[misc]
+        assert attempts(user, lambda kind: remove(f"sticky/{kind}")) == dict.fromkeys(TYPES, errno.EPERM)
     assert sorted(os.listdir("sticky")) == sorted(TYPES)
 
 
@@ -224,41 +233,26 @@ def test_a_sticky_directory_lets_owners_alone_remove(root: Root, case: tuple[Use
 @prepared(build_sticky)
 def test_a_sticky_directory_lets_owners_alone_rename_away(root: Root, case: tuple[User, User, User]) -> None:
     user, directory_owner, file_owner = case
-
-    def move(kind: str) -> None:
-        os.rename(f"sticky/{kind}", f"free/{kind}")
-
-    for kind in TYPES:
+    expected = dict.fromkeys(TYPES, 0 if user in (ROOT, directory_owner, file_owner) else errno.EPERM)
+    if user not in (ROOT, file_owner) and user == directory_owner:
         # A directory that changes its parent is written to as well: rename(2), EACCES.
-        own = user in (ROOT, file_owner) or (user == directory_owner and kind != "directory")
-        if own:
-            as_user(user, lambda kind=kind: move(kind))  # type: ignore[misc]
-            assert kind_of(f"free/{kind}") == kind
-        else:
-            refusal = errno.EACCES if user == directory_owner else errno.EPERM
-            with fails(refusal):
-                as_user(user, lambda kind=kind: move(kind))  # type: ignore[misc]
-            assert kind_of(f"sticky/{kind}") == kind
+        expected["directory"] = errno.EACCES
+    assert attempts(user, lambda kind: os.rename(f"sticky/{kind}", f"free/{kind}")) == expected
+    for kind, number in expected.items():
+        assert kind_of(f"sticky/{kind}" if number else f"free/{kind}") == kind
 
 
 @pytest.mark.parametrize("case", STICKY, ids=STICKY_IDS)
 @prepared(build_sticky)
 def test_a_sticky_directory_lets_owners_alone_rename_over(root: Root, case: tuple[User, User, User]) -> None:
     user, directory_owner, file_owner = case
-
-    def replace() -> None:
-        for kind in TYPES:
-            make("directory" if kind == "directory" else "regular", f"free/mine-{kind}")
-            os.rename(f"free/mine-{kind}", f"sticky/{kind}")
-
-    os.chmod("free", 0o777)
-    if user in (ROOT, directory_owner, file_owner):
-        as_user(user, replace)
-        assert {kind_of(f"sticky/{kind}") for kind in TYPES} == {"regular", "directory"}
-        return
+    allowed = user in (ROOT, directory_owner, file_owner)
     for kind in TYPES:
-        make("directory" if kind == "directory" else "regular", f"free/mine-{kind}")
-        os.chown(f"free/mine-{kind}", user.uid, user.gid)
-        with root.touches(sticky="", free=""), fails(errno.EPERM):
-            as_user(user, lambda kind=kind: os.rename(f"free/mine-{kind}", f"sticky/{kind}"))  # type: ignore[misc]
-        assert kind_of(f"sticky/{kind}") == kind
+        make("directory" if kind == "directory" else "regular", f"free/{kind}")
+        os.chown(f"free/{kind}", user.uid, user.gid)
+    with root.touches(sticky="mc" if allowed else "", free="mc" if allowed else ""):
+        found = attempts(user, lambda kind: os.rename(f"free/{kind}", f"sticky/{kind}"))
+    assert found == dict.fromkeys(TYPES, 0 if allowed else errno.EPERM)
+    for kind in TYPES:
+        survivor = kind if kind == "directory" or not allowed else "regular"
+        assert kind_of(f"sticky/{kind}") == survivor

@@ -440,19 +440,19 @@ def test_renaming_needs_the_right_to_write_both_directories(root: Root) -> None:
     with root.touches(mine="", shared="", closed=""):
         for user, old, new, number in cases:
             with fails(number):
-                as_user(user, lambda old=old, new=new: os.rename(old, new))  # type: ignore[misc]
-    as_user(OWNER, lambda: os.rename("mine/f", "shared/g"))
-    as_user(OTHER, lambda: os.rename("shared/g", "shared/f"))
+                as_user(user, os.rename, old, new)
+    as_user(OWNER, os.rename, "mine/f", "shared/g")
+    as_user(OTHER, os.rename, "shared/g", "shared/f")
     assert read("shared/f") == b"data"
 
 
 @prepared(build_for_permissions)
 def test_moving_a_directory_elsewhere_needs_the_right_to_write_it(root: Root) -> None:
     with root.touches(mine="", shared=""), fails(errno.EACCES):
-        as_user(OWNER, lambda: os.rename("shared/others", "mine/new"))
+        as_user(OWNER, os.rename, "shared/others", "mine/new")
     # Within one directory its ".." stays what it is.
-    as_user(OWNER, lambda: os.rename("shared/others", "shared/renamed"))
-    as_user(OWNER, lambda: os.rename("shared/d", "mine/new"))
+    as_user(OWNER, os.rename, "shared/others", "shared/renamed")
+    as_user(OWNER, os.rename, "shared/d", "mine/new")
     assert sorted(os.listdir("mine")) == ["d", "f", "new", "others"]
 
 

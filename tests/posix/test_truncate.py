@@ -79,14 +79,14 @@ def test_a_negative_size_gives_einval(root: Root, way: str) -> None:
 def test_truncating_needs_write_permission(root: Root) -> None:
     os.chown("f", OWNER.uid, OWNER.gid)
     os.chmod("f", 0o620)
-    as_user(OWNER, lambda: os.truncate("f", 3000))
-    as_user(MEMBER, lambda: os.truncate("f", 2000))
+    as_user(OWNER, os.truncate, "f", 3000)
+    as_user(MEMBER, os.truncate, "f", 2000)
     with root.touches(f=""), fails(errno.EACCES):
-        as_user(OTHER, lambda: os.truncate("f", 1000))
+        as_user(OTHER, os.truncate, "f", 1000)
     assert os.stat("f").st_size == 2000
     os.chmod("f", 0o026)
     with fails(errno.EACCES):
-        as_user(OWNER, lambda: os.truncate("f", 10))
+        as_user(OWNER, os.truncate, "f", 10)
     os.truncate("f", 10)
 
 

@@ -134,7 +134,7 @@ def test_an_unlinked_file_is_reached_through_proc(root: Root) -> None:
 def test_an_unlinked_file_is_shared_with_a_child(root: Root) -> None:
     with opened("f", os.O_RDWR) as descriptor:
         os.unlink("f")
-        as_user(OWNER, lambda: os.pwrite(descriptor, b"child", 0))
+        as_user(OWNER, os.pwrite, descriptor, b"child", 0)
         assert os.pread(descriptor, 5, 0) == b"child"
 
 

@@ -199,18 +199,18 @@ def build_owned() -> None:
 
 @prepared(build_owned)
 def test_user_attributes_go_by_the_permissions_of_the_file(root: Root) -> None:
-    assert as_user(OWNER, lambda: os.getxattr("f", "user.a")) == b"value"
-    assert as_user(MEMBER, lambda: os.getxattr("f", "user.a")) == b"value"
-    as_user(OWNER, lambda: os.setxattr("f", "user.b", b"new"))
+    assert as_user(OWNER, os.getxattr, "f", "user.a") == b"value"
+    assert as_user(MEMBER, os.getxattr, "f", "user.a") == b"value"
+    as_user(OWNER, os.setxattr, "f", "user.b", b"new")
     with root.touches(f=""):
         for user in (MEMBER, OTHER):
             with fails(errno.EACCES):
-                as_user(user, lambda: os.setxattr("f", "user.c", b"new"))
+                as_user(user, os.setxattr, "f", "user.c", b"new")
             with fails(errno.EACCES):
-                as_user(user, lambda: os.removexattr("f", "user.a"))
+                as_user(user, os.removexattr, "f", "user.a")
         with fails(errno.EACCES):
-            as_user(OTHER, lambda: os.getxattr("f", "user.a"))
-    as_user(OWNER, lambda: os.removexattr("f", "user.a"))
+            as_user(OTHER, os.getxattr, "f", "user.a")
+    as_user(OWNER, os.removexattr, "f", "user.a")
     assert "user.a" not in os.listxattr("f")
 
 
@@ -218,13 +218,13 @@ def test_user_attributes_go_by_the_permissions_of_the_file(root: Root) -> None:
 def test_trusted_attributes_are_hidden_from_users(root: Root) -> None:
     with root.touches(f=""):
         with fails(errno.EPERM):
-            as_user(OWNER, lambda: os.setxattr("f", "trusted.t", b"x"))
+            as_user(OWNER, os.setxattr, "f", "trusted.t", b"x")
         with fails(errno.ENODATA):
-            as_user(OWNER, lambda: os.getxattr("f", "trusted.t"))
+            as_user(OWNER, os.getxattr, "f", "trusted.t")
         with fails(errno.EPERM):
-            as_user(OWNER, lambda: os.setxattr("f", "security.s", b"x"))
-    assert as_user(OWNER, lambda: os.getxattr("f", "security.s")) == b"label"
-    assert sorted(as_user(OWNER, lambda: os.listxattr("f"))) == ["security.s", "user.a"]
+            as_user(OWNER, os.setxattr, "f", "security.s", b"x")
+    assert as_user(OWNER, os.getxattr, "f", "security.s") == b"label"
+    assert sorted(as_user(OWNER, os.listxattr, "f")) == ["security.s", "user.a"]
     assert sorted(os.listxattr("f")) == ["security.s", "trusted.t", "user.a"]
 
 
@@ -237,8 +237,8 @@ def build_sticky() -> None:
 @prepared(build_sticky)
 def test_user_attributes_of_a_sticky_directory_are_for_its_owner(root: Root) -> None:
     with root.touches(d=""), fails(errno.EPERM):
-        as_user(OTHER, lambda: os.setxattr("d", "user.a", b"x"))
-    as_user(OWNER, lambda: os.setxattr("d", "user.a", b"x"))
+        as_user(OTHER, os.setxattr, "d", "user.a", b"x")
+    as_user(OWNER, os.setxattr, "d", "user.a", b"x")
     assert os.getxattr("d", "user.a") == b"x"
 
 
