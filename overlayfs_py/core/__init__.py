@@ -6,6 +6,7 @@ An engine holds one Overlay and calls the operations of `ops`. Where to look:
 - layers    one layer; inode numbers; the cache of directory descriptors
 - marks     everything the overlay writes into layers beside data: whiteouts, opaque, redirect, origin, ...
 - nodes     what is known of each object
+- merged    which lower layers to ask for a name
 - lookup    which object a name leads to
 - readdir   which names a directory shows
 - copyup    giving a lower object its copy in the upper layer

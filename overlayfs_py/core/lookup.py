@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayfs_py.core import index, marks
+from overlayfs_py.core.merged import EVERYWHERE, positions
 from overlayfs_py.core.nodes import Node, Real
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def find(fs: Overlay, parent: Node, name: bytes) -> Found | None:
             if stat.S_ISDIR(st.st_mode):
                 return _upper_dir(fs, parent, upper, st)
             return _upper_file(fs, parent, upper, st)
-    lowers, st = lower_entries(fs, parent.lowers, name)
+    lowers, st = lower_entries(fs, parent.lowers, name, fs.merged.mask(parent, name))
     if st is None:
         return None
     found = Found(st, None, lowers, fs.numbers.number(st.st_dev, st.st_ino))
@@ -96,7 +97,7 @@ def _upper_dir(fs: Overlay, parent: Node, upper: Real, st: os.stat_result) -> Fo
             redirect = _checked_redirect(fs, own.redirect)
             lowers, lower_st = redirected_entries(fs, parent.lowers, redirect, above=0)
         else:
-            lowers, lower_st = lower_entries(fs, parent.lowers, upper.name)
+            lowers, lower_st = lower_entries(fs, parent.lowers, upper.name, fs.merged.mask(parent, upper.name))
         if lower_st is not None and not stat.S_ISDIR(lower_st.st_mode):
             lowers, lower_st = (), None
     shown = lower_st or st
@@ -171,15 +172,17 @@ def _dot_opaque(fs: Overlay, real: Real) -> bool:
 
 
 def lower_entries(
-    fs: Overlay, dirs: Sequence[Real], name: bytes
+    fs: Overlay, dirs: Sequence[Real], name: bytes, mask: int = EVERYWHERE
 ) -> tuple[tuple[Real, ...], os.stat_result | None]:
     """What `name` is in the lower directories `dirs`, topmost first, with the attributes of the topmost.
 
-    A directory is all the directories it merges; anything else is itself and, where it is a metacopy, its data.
+    A directory is all the directories it merges; anything else is itself and, where it is a metacopy, its data. Only
+    the directories whose bits are in `mask` can have anything of this name.
     """
     found: list[Real] = []
     first: os.stat_result | None = None
-    for position, base in enumerate(dirs):
+    for position in positions(mask, len(dirs)):
+        base = dirs[position]
         st = entry(fs, base, name)
         if st is None:
             continue
@@ -338,8 +341,8 @@ def _same_object(fs: Overlay, known: Node, kind: int, upper_ino: int, found: Fou
 
 def lower_positive(fs: Overlay, parent: Node, name: bytes) -> bool:
     """Whether `name` would show something of the lower layers if the upper layer had nothing there."""
-    for base in parent.lowers:
-        st = entry(fs, base, name)
+    for position in positions(fs.merged.mask(parent, name), len(parent.lowers)):
+        st = entry(fs, parent.lowers[position], name)
         if isinstance(st, _Whiteout):
             return False
         if st is not None:
@@ -363,6 +366,7 @@ def release(fs: Overlay, node: Node) -> None:
     """Let go of what a node holds; it must be out of every directory."""
     fs.nodes.discard(node)
     fs.files.drop(node)
+    fs.merged.drop(node)
     if node.pinned >= 0:
         os.close(node.pinned)
         node.pinned = -1

@@ -14,6 +14,7 @@ from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
 from overlayfs_py.core.layers import DirCache, Layer, Numbers, open_lower, open_upper
 from overlayfs_py.core.marks import Marks
+from overlayfs_py.core.merged import MergedNames
 from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable
 from overlayfs_py.core.requests import Job
 from overlayfs_py.core.work import Work
@@ -44,6 +45,7 @@ class Overlay:
         "layers",
         "lower_roots",
         "marks",
+        "merged",
         "metacopy",
         "nodes",
         "numbers",
@@ -67,6 +69,7 @@ class Overlay:
         share = max(_MINIMUM_CACHE, min(_MAXIMUM_CACHE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self.dirs = DirCache(share)
         self.files = FileCache(self, share)
+        self.merged = MergedNames(self)
         try:
             self._open_layers()
             self._choose_features()

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import lookup, marks
+from overlayfs_py.core import lookup, marks, merged
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.sys import files, paths
 
@@ -52,9 +52,12 @@ def names(fs: Overlay, node: Node) -> list[bytes]:
         return []
     shown: dict[bytes, None] = {}
     hidden: set[bytes] = set()
-    reals = [real for real in (node.upper, *node.lowers) if real is not None]
-    for real in reals:
-        _merge(fs, real, shown, hidden)
+    if node.upper is not None:
+        _merge(fs, node.upper, shown, hidden)
+    masks: merged.Masks = {}
+    for position, real in enumerate(node.lowers):
+        merged.note(masks, position, _merge(fs, real, shown, hidden))
+    fs.merged.learn(node, masks)
     return list(shown)
 
 
@@ -75,8 +78,11 @@ def is_empty(fs: Overlay, node: Node) -> bool:
     return not names(fs, node)
 
 
-def _merge(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]) -> None:
-    """Add what one layer's directory shows below those before it, and note what it hides in those after it."""
+def _merge(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]) -> list[bytes]:
+    """Add what one layer's directory shows below those before it, and note what it hides in those after it.
+
+    Returns all its entries.
+    """
     dir_fd = fs.dirs.fd(real)
     fd = paths.open_dir_read(dir_fd)
     try:
@@ -100,6 +106,7 @@ def _merge(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]
             shown[name] = None
     # A mark hides what is in the layers below, not what is beside it.
     hidden.update(name for name in hides if name not in shown)
+    return [name for name, _, _ in entries]
 
 
 def _is_dot_mark(fs: Overlay, dir_fd: int, name: bytes) -> bool:
