@@ -11,18 +11,12 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 _FIRST = 3  # behind the positions of "." and ".."
-_OFFSET = 0xCBF29CE484222325
-_PRIME = 0x100000001B3
-_MASK = (1 << 64) - 1
+_MASK = (1 << 63) - 1  # telldir(3) answers with a long
 
 
 def position_of(name: bytes) -> int:
-    """Where `name` stands in any listing: 63 bits, as telldir(3) has them, FNV-1a with its bits folded once more."""
-    value = _OFFSET
-    for byte in name:
-        value = (value ^ byte) * _PRIME & _MASK
-    value ^= value >> 29
-    return max(value >> 1, _FIRST)
+    """Where `name` stands in any listing of this process; nobody outside can make two names stand in one place."""
+    return max(hash(name) & _MASK, _FIRST)
 
 
 class Listing:
