@@ -1,0 +1,148 @@
+"""The native engine on real mounts: what only it can do, and how it ends."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayfs_py.core.ops import OPERATIONS
+from overlayfs_py.engines import native
+from tests.support.mounts import our_mount
+
+SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+
+
+@pytest.fixture(params=["off", "on"])
+def uring(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both transports; the machine's switch is as it was afterwards."""
+    before = SWITCH.read_text().strip()
+    yield str(request.param)
+    SWITCH.write_text(before)
+
+
+@pytest.fixture
+def mnt(tmp_path: Path, uring: str) -> Iterator[Path]:
+    for name in ("lower", "upper", "work", "mnt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower" / "f").write_bytes(b"data" * 50_000)
+    options = f"engine=native,uring={uring}"
+    with our_mount(tmp_path / "mnt", [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", options):
+        yield tmp_path / "mnt"
+
+
+def test_every_row_of_the_table_is_served_or_declared() -> None:
+    source = Path(native.__file__).with_name("session.pyx").read_text()
+    missing = {row for row in OPERATIONS if f'"{row}"' not in source} - native.UNSUPPORTED
+    # These two take and hold handles, which this engine has none of; reading and writing name the node.
+    assert missing <= {"opendir", "releasedir", "readdir", "open", "create", "release", "read", "write"}
+
+
+def test_a_file_without_a_name_can_be_given_one(mnt: Path) -> None:
+    directory = os.open(mnt, os.O_RDONLY)
+    fd = os.open(mnt, os.O_TMPFILE | os.O_RDWR, 0o640)
+    try:
+        os.write(fd, b"made in secret")
+        assert os.fstat(fd).st_nlink == 0
+        os.link(f"/proc/self/fd/{fd}", "named", dst_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(fd)
+        os.close(directory)
+    assert (mnt / "named").read_bytes() == b"made in secret"
+    assert (mnt / "named").stat().st_nlink == 1
+
+
+def test_a_hole_punched_into_a_lower_file_is_found_in_its_copy(mnt: Path, tmp_path: Path) -> None:
+    with open(mnt / "f", "r+b") as file:
+        subprocess.run(["fallocate", "-p", "-o", "4096", "-l", "65536", mnt / "f"], check=True, timeout=30)
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 4096
+        assert os.lseek(file.fileno(), 4096, os.SEEK_DATA) == 4096 + 65536
+    assert (tmp_path / "upper" / "f").stat().st_size == 200_000
+    assert (tmp_path / "lower" / "f").read_bytes() == b"data" * 50_000
+
+
+def test_copy_file_range_copies_within_the_mount(mnt: Path) -> None:
+    with open(mnt / "f", "rb") as source, open(mnt / "copy", "wb") as target:
+        left = 200_000
+        while left:
+            left -= os.copy_file_range(source.fileno(), target.fileno(), left)
+    assert (mnt / "copy").read_bytes() == (mnt / "f").read_bytes()
+
+
+def test_an_unknown_ioctl_is_enotty_again_and_again(mnt: Path) -> None:
+    with open(mnt / "f", "rb") as file:
+        for _ in range(2):
+            with pytest.raises(OSError) as caught:
+                fcntl.ioctl(file.fileno(), 0x5401, bytes(64))
+            assert caught.value.errno == errno.ENOTTY
+
+
+def test_a_slow_copy_up_stops_nobody_else(mnt: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "lower" / "large", "wb") as large:
+        large.write(os.urandom(1 << 20) * 256)
+    writer = threading.Thread(target=lambda: os.truncate(mnt / "large", (256 << 20) - 1))
+    writer.start()
+    looked = 0
+    while writer.is_alive():
+        assert (mnt / "f").stat().st_size == 200_000
+        os.listdir(mnt)
+        looked += 1
+    writer.join()
+    assert looked > 10
+    assert (mnt / "large").stat().st_size == (256 << 20) - 1
+
+
+def test_killing_the_daemon_gives_every_waiter_an_error_and_the_next_mount_is_sound(
+    tmp_path: Path, uring: str
+) -> None:
+    for name in ("lower", "upper", "work", "mnt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower" / "f").write_bytes(b"data")
+    layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    options = f"{layers},engine=native,uring={uring}"
+    command = [sys.executable, "-m", "overlayfs_py", "-f", "-o", options, str(tmp_path / "mnt")]
+    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "mnt" / "f").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        failures: list[int | None] = []
+
+        def busy() -> None:
+            number = 0
+            try:
+                while True:
+                    (tmp_path / "mnt" / f"{number}-{threading.get_ident()}").write_bytes(b"x" * 5000)
+                    number += 1
+            except OSError as error:
+                failures.append(error.errno)
+
+        threads = [threading.Thread(target=busy) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        daemon.send_signal(signal.SIGKILL)
+        for thread in threads:
+            thread.join(timeout=30)
+        assert len(failures) == 4
+        assert set(failures) <= {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+    finally:
+        daemon.kill()
+        daemon.wait()
+        subprocess.run(["umount", "-l", tmp_path / "mnt"], check=False, timeout=30)
+    with our_mount(
+        tmp_path / "mnt", [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", f"engine=native,uring={uring}"
+    ):
+        assert (tmp_path / "mnt" / "f").read_bytes() == b"data"
+        for path in (tmp_path / "mnt").iterdir():
+            # Whatever was made is there: whole, empty, or not at all.
+            assert path.name == "f" or path.stat().st_size in (0, 5000)
