@@ -264,13 +264,19 @@ def _lower_file(fs: Overlay, below: Sequence[Real], real: Real, st: os.stat_resu
 def _metacopy_data(fs: Overlay, below: Sequence[Real], real: Real, redirect: bytes | None) -> tuple[Real, ...]:
     """Where the data of the metacopy `real` lives: in a lower layer, or by an absolute redirect in a data-only one.
 
-    Raises EPERM for a redirect where metacopy=on was not asked for, EIO where there is no such file.
+    Without metacopy=on only a lower layer's redirect is followed, and only to a data-only layer, as in the kernel since
+    Linux 6.16. Raises EPERM for any other then, EIO where there is no such file.
     """
     if redirect:
-        if not fs.metacopy:
+        reals: tuple[Real, ...] = ()
+        st = None
+        if fs.metacopy:
+            _checked_path(redirect)
+            reals, st = redirected_entries(fs, below, redirect, above=real.layer.index)
+        elif real.layer.index == 0 or not fs.data_layers or not redirect.startswith(b"/"):
             raise OSError(errno.EPERM, "refusing to follow a metacopy's redirect without metacopy=on", redirect)
-        _checked_path(redirect)
-        reals, st = redirected_entries(fs, below, redirect, above=real.layer.index)
+        else:
+            _checked_path(redirect)
         if st is None and redirect.startswith(b"/"):
             reals, st = _data_only_entry(fs, redirect)
     else:

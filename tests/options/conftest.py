@@ -1,0 +1,34 @@
+"""Both engines, and the kernel's switch for io_uring put back as it was."""
+
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PORTABLE: Final = "engine=portable"
+NATIVE: Final = "engine=native,uring=off"
+URING: Final = "engine=native,uring=on"
+
+_SWITCH: Final = Path("/sys/module/fuse/parameters/enable_uring")
+_NAMES: Final = {PORTABLE: "portable", NATIVE: "native", URING: "uring"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        engines = [PORTABLE, NATIVE]
+        if "over_uring" in metafunc.fixturenames:
+            engines.append(URING)
+        metafunc.parametrize("engine", engines, ids=_NAMES.__getitem__)
+
+
+@pytest.fixture
+def over_uring() -> Iterator[None]:
+    """For tests that also run over io_uring: `uring=on` turns it on for the machine, so it is set back."""
+    with _SWITCH.open("r+", encoding="ascii") as switch:
+        # Of several runs at once, each sees the switch as it was before any of them.
+        fcntl.flock(switch, fcntl.LOCK_EX)
+        before = switch.read()
+        yield
+        _SWITCH.write_text(before, encoding="ascii")
