@@ -25,6 +25,9 @@ from benchmarks.site import Site, Watch, fuse_connections
 from benchmarks.workload import Workload
 
 _RATE: Final = 500  # samples a second
+# py-spy counts a thread that waits as well, when it looks at C libraries.
+_WAITING: Final = ("epoll_wait", "sigtimedwait", "pthread_cond_wait", "pthread_cond_timedwait", "sem_clockwait", "poll")
+_UNKNOWN: Final = "unknown"
 _SHOWN: Final = 40  # functions
 _START_LIMIT: Final = 30.0  # seconds for a profiler to be at work
 
@@ -115,7 +118,7 @@ def profile(workload: Workload, peer: Peer, rounds: int, inputs: Inputs, scratch
     if peer.ours:
         file = scratch / "stacks"
         spy = str(Path(sys.executable).with_name("py-spy"))
-        flags = ["--native", "--nonblocking", "--rate", str(_RATE), "--format", "raw"]
+        flags = ["--native", "--rate", str(_RATE), "--format", "raw"]
         command = [spy, "record", *flags, "--pid", "PID", "--output", str(file)]
         stacks = "".join(rounds_under(_Sampler(command, "Sampling process"), file))
         (output / f"{workload.name}-{peer.name}.stacks").write_text(stacks)
@@ -150,15 +153,20 @@ def functions_table(stacks: Iterable[str]) -> list[str]:
     """From lines such as `outer (file.py:1);inner (file.py:2) 17`: those functions with the most time."""
     itself: collections.Counter[str] = collections.Counter()
     with_called: collections.Counter[str] = collections.Counter()
+    waiting = 0
     for line in stacks:
         stack, _, samples = line.rpartition(" ")
-        # Without the line numbers.
-        functions = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        frames = stack.split(";")
+        if frames[-1].partition(" ")[0] in _WAITING:
+            waiting += int(samples)
+            continue
+        # Without the line numbers, and frames whose name nobody knows.
+        functions = [re.sub(r":\d+\)$", ")", frame) for frame in frames if not frame.startswith("0x")] or [_UNKNOWN]
         itself[functions[-1]] += int(samples)
         for function in set(functions):
             with_called[function] += int(samples)
     total = sum(itself.values()) or 1
-    lines = [f"{total} samples", f"{'itself':>7} {'all':>7}"]
+    lines = [f"{total} samples of work, {waiting} of waiting", f"{'itself':>7} {'all':>7}"]
     for order in (itself, with_called):
         for function, _ in order.most_common(_SHOWN):
             lines.append(f"{itself[function] / total:7.1%} {with_called[function] / total:7.1%}  {function}")

@@ -189,9 +189,9 @@ def test_requests_are_counted_by_opcode(scratch: Path, inputs: Inputs) -> None:
 
 
 def test_time_by_function_counts_a_function_once_a_stack() -> None:
-    stacks = ["main (a.py:1);f (a.py:2);f (a.py:3) 3", "main (a.py:1);g (b.so) 1"]
+    stacks = ["main (a.py:1);f (a.py:2);f (a.py:3) 3", "main (a.py:1);g (b.so) 1", "main (a.py:1);poll (libc.so.6) 9"]
     lines = profiling.functions_table(stacks)
-    assert lines[0] == "4 samples"
+    assert lines[0] == "4 samples of work, 9 of waiting"
     assert "  75.0%   75.0%  f (a.py)" in lines
     assert "   0.0%  100.0%  main (a.py)" in lines
 

@@ -9,7 +9,7 @@ from benchmarks.site import Site
 from benchmarks.workload import workload
 from benchmarks.workloads.names import walk
 
-_LAYERS: Final = (1, 10, 50, 100, 250, 500)
+_LAYERS: Final = (1, 10, 100, 500)
 
 
 @workload(
