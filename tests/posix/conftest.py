@@ -1,7 +1,8 @@
 """Runs each test of the corpus on a plain ext4 directory, then on the kernel's overlayfs, then on ours.
 
-Everything lies on one ext4 image, in memory. The lower files of all tests are built before a stack is mounted; each
-test then works in a directory of its own, which is removed afterwards, and leaves its lower files as they were.
+Everything lies on an ext4 image in memory. The lower files of all tests of a module are built before its stack is
+mounted; each test then works in a directory of its own, which is removed afterwards, and leaves its lower files as they
+were.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from tests.support.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, mount
 MS_NOATIME: Final = 1024
 MS_RELATIME: Final = 1 << 21
 
-_LIMIT: Final = 240.0  # seconds one of our mounts may last: a request that hangs ends with it
+_LIMIT: Final = 120.0  # seconds one of our mounts may last: a request that hangs ends with it
 _SMALL: Final = 4 << 20  # bytes of the filesystem that gets full
 
 
@@ -107,41 +108,17 @@ class Stack:
         return [snapshot(layer / name) for layer in (self.top, self.lower)]
 
 
-class Stacks:
-    """The stacks made so far; each is mounted when the first test asks for it."""
+class Images:
+    """Filesystems in memory, all unmounted at the end."""
 
-    def __init__(self, base: Path, session: pytest.Session) -> None:
+    def __init__(self, base: Path) -> None:
         self._base = base
-        self._items = [item for item in session.items if isinstance(item, pytest.Function) and _is_ours(item)]
-        self._names = {item.nodeid: f"{serial:04}" for serial, item in enumerate(self._items)}
-        self._stacks: dict[tuple[Kind, Flavour], Stack] = {}
-        self._images = contextlib.ExitStack()
-        self._images.callback(unmount, base)
+        self._mounted = contextlib.ExitStack()
         mount(b"tmpfs", os.fsencode(base), b"tmpfs", 0, b"mode=755,size=90%")
-        self._image = self._add_image("image", 4 << 30, "ea_inode")
+        self._mounted.callback(unmount, base)
+        self.main = self.add("main", 4 << 30, "ea_inode")
 
-    def get(self, kind: Kind, flavour: Flavour) -> Stack:
-        if (kind, flavour) not in self._stacks:
-            base = upper_base = self._image / f"{kind}-{flavour}"
-            if flavour == "full":
-                upper_base = self._add_image(f"small-{kind}", _SMALL, "^has_journal,^resize_inode", "-N", "64")
-            stack = Stack(kind, flavour, base, upper_base)
-            for item in self._items:
-                if _flavour(item) == flavour and item.callspec.params["root"] == Placement(kind, "lower"):
-                    stack.build_lower(self._names[item.nodeid], _builder(item))
-            stack.up()
-            self._stacks[kind, flavour] = stack
-        return self._stacks[kind, flavour]
-
-    def name_of(self, item: pytest.Function) -> str:
-        return self._names[item.nodeid]
-
-    def close(self) -> None:
-        with self._images:
-            for stack in self._stacks.values():
-                self._images.callback(stack.down)
-
-    def _add_image(self, name: str, size: int, features: str, *options: str) -> Path:
+    def add(self, name: str, size: int, features: str, *options: str) -> Path:
         """An ext4 filesystem of this many bytes, mounted."""
         image, where = self._base / f"{name}.ext4", self._base / name
         with image.open("xb") as stream:
@@ -149,8 +126,44 @@ class Stacks:
         subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-O", features, *options, image], check=True)
         where.mkdir()
         subprocess.run(["mount", "-o", "loop", image, where], check=True)
-        self._images.callback(unmount, where)
+        self._mounted.callback(unmount, where)
         return where
+
+    def close(self) -> None:
+        self._mounted.close()
+
+
+class Stacks:
+    """The stacks for the tests of one module; each is mounted when the first test asks for it."""
+
+    def __init__(self, images: Images, name: str, items: list[pytest.Function]) -> None:
+        self._images = images
+        self._name = name
+        self._items = items
+        self._names = {item.nodeid: f"{serial:03}" for serial, item in enumerate(items)}
+        self._stacks: dict[tuple[Kind, Flavour], Stack] = {}
+        self._mounted = contextlib.ExitStack()
+
+    def get(self, kind: Kind, flavour: Flavour) -> Stack:
+        if (kind, flavour) not in self._stacks:
+            name = f"{self._name}-{kind}-{flavour}"
+            base = upper_base = self._images.main / name
+            if flavour == "full":
+                upper_base = self._images.add(name, _SMALL, "^has_journal,^resize_inode", "-N", "64")
+            stack = Stack(kind, flavour, base, upper_base)
+            for item in self._items:
+                if _flavour(item) == flavour and item.callspec.params["root"] == Placement(kind, "lower"):
+                    stack.build_lower(self._names[item.nodeid], _builder(item))
+            stack.up()
+            self._mounted.callback(stack.down)
+            self._stacks[kind, flavour] = stack
+        return self._stacks[kind, flavour]
+
+    def name_of(self, item: pytest.Function) -> str:
+        return self._names[item.nodeid]
+
+    def close(self) -> None:
+        self._mounted.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -177,11 +190,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests on ext4 before any on the kernel's overlayfs, and those before any on ours."""
-    slots = [index for index, item in enumerate(items) if isinstance(item, pytest.Function) and _is_ours(item)]
-    by_kind = sorted((items[index] for index in slots), key=_kind_order)
-    for index, item in zip(slots, by_kind, strict=True):
-        items[index] = item
+    """Run the tests of a module on ext4 before any on the kernel's overlayfs, and those before any on ours."""
+    modules = list(dict.fromkeys(item.module for item in _corpus(items)))
+    ordered = iter(sorted(_corpus(items), key=lambda item: (modules.index(item.module), KINDS.index(_kind(item)))))
+    items[:] = [next(ordered) if _in_corpus(item) else item for item in items]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -197,15 +209,25 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="package")
-def stacks(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Stacks]:
+def images(scratch: Path) -> Iterator[Images]:
     base = scratch / "posix"
     base.mkdir()
-    made = Stacks(base, request.session)
+    made = Images(base)
     try:
         yield made
     finally:
         made.close()
         base.rmdir()
+
+
+@pytest.fixture(scope="module")
+def stacks(images: Images, request: pytest.FixtureRequest) -> Iterator[Stacks]:
+    items = [item for item in _corpus(request.session.items) if item.module is request.module]
+    made = Stacks(images, request.module.__name__.rpartition(".")[2], items)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
@@ -290,15 +312,18 @@ def _tree(path: str) -> str:
     return "\n".join(sorted(shown.stdout.splitlines())[:60]) + shown.stderr
 
 
-def _is_ours(item: pytest.Function) -> bool:
-    return hasattr(item, "callspec") and isinstance(item.callspec.params.get("root"), Placement)
+def _corpus(items: list[pytest.Item]) -> list[pytest.Function]:
+    return [item for item in items if isinstance(item, pytest.Function) and _in_corpus(item)]
 
 
-def _kind_order(item: pytest.Item) -> int:
-    assert isinstance(item, pytest.Function)
+def _in_corpus(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "root" in item.fixturenames and "stacks" in item.fixturenames
+
+
+def _kind(item: pytest.Function) -> Kind:
     placement = item.callspec.params["root"]
     assert isinstance(placement, Placement)
-    return KINDS.index(placement.kind)
+    return placement.kind
 
 
 def _flavour(item: pytest.Item | pytest.Function) -> Flavour:

@@ -192,7 +192,6 @@ def test_a_file_replaced_again_and_again_is_always_one_of_its_versions(root: Roo
     in_parallel([*actions, look, look])
 
 
-@prepared(build)
 def test_thousands_of_files_are_open_at_once(root: Root) -> None:
     os.mkdir("many")
     descriptors = []
