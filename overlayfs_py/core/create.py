@@ -232,9 +232,13 @@ def _check_parent(fs: Overlay, parent: Node, name: bytes) -> None:
 def _is_own(fs: Overlay, caller: Caller) -> bool:
     """Whether a system call of the daemon makes just what `caller` would make on a plain filesystem."""
     assert fs.upper is not None
-    return (
-        caller.uid == os.geteuid() and caller.gid == os.getegid() and fs.ids.identity and fs.upper.override is None
-    )
+    same = caller.uid == os.geteuid() and caller.gid == os.getegid()
+    return same and fs.ids.identity and fs.upper.override is None and not _without_acls(fs)
+
+
+def _without_acls(fs: Overlay) -> bool:
+    """Whether default ACLs that the upper layer has mean nothing to what is made through the mount."""
+    return fs.config.noacl or fs.config.noxattrs
 
 
 def _finish(
@@ -270,6 +274,8 @@ def _finish(
 
 
 def _default_acl(fs: Overlay, parent: Node) -> bytes | None:
+    if _without_acls(fs):
+        return None
     try:
         return xattrs.fget(fs.dir_fd(parent), ACL_DEFAULT)
     except OSError as error:
