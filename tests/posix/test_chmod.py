@@ -1,6 +1,7 @@
 """chmod, fchmod and what clears the setuid and setgid bits."""
 
 import errno
+import mmap
 import os
 import stat
 
@@ -156,10 +157,22 @@ def change_by_open(path: str) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
 
 
+def change_by_direct_write(path: str) -> None:
+    with opened(path, os.O_WRONLY | os.O_DIRECT) as descriptor, mmap.mmap(-1, 4096) as buffer:
+        os.pwritev(descriptor, [buffer], 0)
+
+
+def change_by_copying(path: str) -> None:
+    with opened(path) as source, opened(path, os.O_WRONLY) as target:
+        assert os.copy_file_range(source, target, 2, 0, 10) == 2
+
+
 CHANGES = {
     "write": change_by_write,
     "append": change_by_append,
     "pwritev": change_by_pwritev,
+    "direct-write": change_by_direct_write,
+    "copy_file_range": change_by_copying,
     "truncate": change_by_truncate,
     "ftruncate": change_by_ftruncate,
     "open-truncating": change_by_open,

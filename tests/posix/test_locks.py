@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import struct
 from collections.abc import Callable, Iterator
 
@@ -186,6 +187,24 @@ def test_locking_needs_a_descriptor_fit_for_it(root: Root) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with opened(".") as directory:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@prepared(build_file)
+def test_a_lease_is_broken_by_a_writer(root: Root) -> None:
+    # A read lease is for a file that nobody writes; the kernel tells its holder by SIGIO when someone wants to.
+    seen: list[int] = []
+    before = signal.signal(signal.SIGIO, lambda number, _: seen.append(number))
+    try:
+        with opened("f") as descriptor:
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            assert fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+            with fails(errno.EWOULDBLOCK):
+                os.open("f", os.O_WRONLY | os.O_NONBLOCK)
+            assert seen == [signal.SIGIO]
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            os.close(os.open("f", os.O_WRONLY | os.O_NONBLOCK))
+    finally:
+        signal.signal(signal.SIGIO, before)
 
 
 @prepared(build_file)

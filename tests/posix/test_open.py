@@ -1,6 +1,7 @@
 """open: flags, permissions, types of file, and what opening does to times."""
 
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -8,7 +9,21 @@ import stat
 import pytest
 
 from tests.posix.files import NOT_DIRECTORIES, TYPES, make
-from tests.posix.rig import BY_ROLE, MEMBER, OTHER, OWNER, Root, as_user, fails, opened, prepared, read, umask, write
+from tests.posix.rig import (
+    BY_ROLE,
+    MEMBER,
+    OTHER,
+    OWNER,
+    ROOT,
+    Root,
+    as_user,
+    fails,
+    opened,
+    prepared,
+    read,
+    umask,
+    write,
+)
 
 ACCESS = {"reading": os.O_RDONLY, "writing": os.O_WRONLY, "both": os.O_RDWR}
 NEEDS = {"reading": 0o4, "writing": 0o2, "both": 0o6}
@@ -283,6 +298,51 @@ def test_o_direct_reads_and_writes_what_others_see(root: Root) -> None:
     data = read("f")
     assert data[8192:12288] == b"D" * 4096
     assert data[:8192] + data[12288:] == bytes(range(256)) * 48
+
+
+@prepared(build_file)
+def test_access_mode_three_is_neither_for_reading_nor_for_writing(root: Root) -> None:
+    # Linux keeps it for ioctl(2) and asks for both permissions (open(2), notes).
+    os.chmod("f", 0o666)
+    for user in (ROOT, OTHER):
+        as_user(user, check_neither, "f")
+    os.chmod("f", 0o644)
+    with fails(errno.EACCES):
+        as_user(OTHER, check_neither, "f")
+    assert read("f") == b"data"
+
+
+def check_neither(path: str) -> None:
+    with opened(path, os.O_ACCMODE) as descriptor:
+        with fails(errno.EBADF):
+            os.read(descriptor, 1)
+        with fails(errno.EBADF):
+            os.write(descriptor, b"x")
+        assert os.fstat(descriptor).st_size == 4
+
+
+@prepared(build_file)
+def test_flags_of_an_open_file_are_told_and_changed(root: Root) -> None:
+    with opened("f", os.O_RDWR) as descriptor:
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        os.write(descriptor, b"+end")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)
+        os.write(descriptor, b"D")
+    assert read("f") == b"Data+end"
+
+
+@prepared(build_file)
+def test_a_directory_has_a_size_and_an_offset(root: Root) -> None:
+    with opened("d", os.O_RDONLY | os.O_DIRECTORY) as directory:
+        assert os.lseek(directory, 0, os.SEEK_CUR) == 0
+        with fails(errno.EBADF):
+            os.write(directory, b"x")
+        with fails(errno.EBADF):
+            os.pwrite(directory, b"x", 0)
+        with fails(errno.EINVAL):
+            os.ftruncate(directory, 0)
 
 
 @prepared(build_file)

@@ -194,6 +194,32 @@ def test_renaming_while_listing_keeps_every_file(root: Root) -> None:
     assert sorted(os.listdir(b"d")) == [b"r" + name for name in NAMES]
 
 
+@prepared(build_many)
+def test_renaming_each_entry_as_it_is_read_comes_to_an_end(root: Root) -> None:
+    steps = 0
+    with Directory("d") as listing:
+        for entry in listing:
+            steps += 1
+            assert steps < 3 * COUNT, "the listing goes on for ever"
+            if entry.name in NAMES:
+                os.rename(b"d/" + entry.name, b"d/renamed" + entry.name[:5])
+    assert sorted(os.listdir(b"d")) == [b"renamed" + name[:5] for name in NAMES]
+
+
+@prepared(build_many)
+def test_two_listings_of_one_directory_do_not_mix(root: Root) -> None:
+    with Directory("d") as first, Directory("d") as second:
+        one, two = [], []
+        for left in first:
+            one.append(left.name)
+            if len(one) % 3 == 0:
+                right = second.read()
+                assert right is not None
+                two.append(right.name)
+        two += [entry.name for entry in second]
+    assert sorted(one) == sorted(two) == sorted([*NAMES, b".", b".."])
+
+
 def build_huge() -> None:
     os.mkdir("huge")
     for half in (0, 50_000):

@@ -201,6 +201,16 @@ def build_sticky(case: tuple[User, User, User]) -> None:
         os.chmod(name, mode)
 
 
+@pytest.mark.parametrize("case", STICKY, ids=STICKY_IDS)
+@prepared(build_sticky)
+def test_a_sticky_directory_lets_owners_alone_rename_within(root: Root, case: tuple[User, User, User]) -> None:
+    user, directory_owner, file_owner = case
+    allowed = user in (ROOT, directory_owner, file_owner)
+    found = attempts(user, lambda kind: os.rename(f"sticky/{kind}", f"sticky/{kind}.new"))
+    assert found == dict.fromkeys(TYPES, 0 if allowed else errno.EPERM)
+    assert sorted(os.listdir("sticky")) == sorted(f"{kind}.new" if allowed else kind for kind in TYPES)
+
+
 def attempts(user: User, action: Callable[[str], None]) -> dict[str, int]:
     """Type of file → the error number of the action on it, 0 for success."""
 

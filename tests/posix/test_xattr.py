@@ -4,13 +4,14 @@ import ctypes
 import errno
 import os
 import stat
+from functools import partial
 
 import pytest
 
 from tests.posix import calls
 from tests.posix.calls import XATTR_CREATE, XATTR_REPLACE
 from tests.posix.files import NODES, TYPES, make
-from tests.posix.rig import MEMBER, OTHER, OWNER, Root, as_user, fails, opened, prepared, read, write
+from tests.posix.rig import MEMBER, OTHER, OWNER, Root, as_user, fails, in_parallel, opened, prepared, read, write
 
 NAMESPACES = ("user", "trusted", "security")
 
@@ -292,6 +293,28 @@ def test_names_and_values_of_attributes_are_bytes(root: Root) -> None:
     os.setxattr(b"f", name, b"\0\1\2")
     assert os.getxattr(b"f", name) == b"\0\1\2"
     assert os.fsdecode(name) in os.listxattr("f")
+
+
+@prepared(build_file)
+def test_the_name_of_an_attribute_may_look_like_a_path(root: Root) -> None:
+    for name in ("user.a/b", "user.../..", "user./", "user.overlay", "trusted.overlayed", "user.fuse"):
+        os.setxattr("f", name, b"value")
+        assert os.getxattr("f", name) == b"value"
+        assert name in os.listxattr("f")
+        os.removexattr("f", name)
+    assert sorted(os.listxattr("f")) == sorted(f"{space}.old" for space in NAMESPACES)
+
+
+@prepared(build_file)
+def test_attributes_set_at_the_same_time_are_all_there(root: Root) -> None:
+    def work(worker: int) -> None:
+        for number in range(5):
+            os.setxattr("f", f"user.{worker}-{number}", b"%d" % number)
+            assert os.getxattr("f", f"user.{worker}-{number}") == b"%d" % number
+            os.listxattr("f")
+
+    in_parallel([partial(work, worker) for worker in range(5)])
+    assert len(os.listxattr("f")) == 25 + len(NAMESPACES)
 
 
 def capability() -> bytes:
