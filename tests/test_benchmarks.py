@@ -28,7 +28,15 @@ from tests.support.syscalls import MS_BIND, mount
 KINDS = (
     *("mount", "chroot", "walk", "missing-again", "read", "untar", "delete", "rm-lower", "chown-lower", "cp"),
     *("git-clone", "git-status", "sqlite-fsync", "first-write-ext4", "first-write-xfs"),
-    *("clients-walk-2", "clients-create-2", "layers-mount-100", "layers-walk-10", "directory-1000", "files-1000"),
+    *(
+        "clients-walk-2",
+        "clients-create-2",
+        "layers-mount-100",
+        "layers-walk-10",
+        "directory-1000",
+        "files-1000",
+        "mounts-4",
+    ),
 )
 BY_NAME = {peer.name: peer for peer in PEERS}
 
