@@ -32,10 +32,10 @@ def run_as(uid: int, *words: AnyPath, gid: int | None = None) -> subprocess.Comp
     )
 
 
-def python_as(uid: int, script: str, *words: AnyPath) -> str:
+def python_as(uid: int, script: str, *words: AnyPath, gid: int | None = None) -> str:
     """What a line of Python prints that another user runs, or the name of the error that ended it."""
     wrapped = f"import errno, os, sys\ntry:\n    {script}\nexcept OSError as e:\n    print(errno.errorcode[e.errno])"
-    done = run_as(uid, "/usr/bin/python3", "-c", wrapped, *words)
+    done = run_as(uid, "/usr/bin/python3", "-c", wrapped, *words, gid=gid)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
