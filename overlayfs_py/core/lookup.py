@@ -95,11 +95,13 @@ def _upper_dir(fs: Overlay, parent: Node, upper: Real, st: os.stat_result) -> Fo
     if not own.opaque and not _dot_opaque(fs, upper):
         if own.redirect and (parent.lowers or fs.follow_redirects):
             redirect = _checked_redirect(fs, own.redirect)
-            lowers, lower_st = redirected_entries(fs, parent.lowers, redirect, above=0)
+            trail = _Trail(parent.lowers, upper.name)
+            trail.turn(fs, redirect, above=0)
+            lowers, lower_st = _merged(fs, trail)
         else:
             lowers, lower_st = lower_entries(fs, parent.lowers, upper.name, fs.merged.mask(parent, upper.name))
-        if lower_st is not None and not stat.S_ISDIR(lower_st.st_mode):
-            lowers, lower_st = (), None
+            if lower_st is not None and not stat.S_ISDIR(lower_st.st_mode):
+                lowers, lower_st = (), None
     shown = lower_st or st
     return Found(st, upper, lowers, fs.numbers.number(shown.st_dev, shown.st_ino), redirect)
 
@@ -109,7 +111,7 @@ def _upper_file(fs: Overlay, parent: Node, upper: Real, st: os.stat_result) -> F
     lowers: tuple[Real, ...] = ()
     metacopy = own.metacopy and stat.S_ISREG(st.st_mode)
     if metacopy:
-        lowers = _metacopy_data(fs, parent.lowers, upper, own.redirect)
+        lowers = (_metacopy_data(fs, parent.lowers, upper, own.redirect),)
     number = origin_number(fs, own.origin) or fs.numbers.number(st.st_dev, st.st_ino)
     found = Found(st, upper, lowers, number, own.redirect if metacopy else None, metacopy)
     if own.nlink is not None and own.origin is not None and fs.index is not None:
@@ -202,28 +204,85 @@ def lower_entries(
         if own.opaque or _dot_opaque(fs, real):
             break
         if own.redirect:
-            redirect = _checked_redirect(fs, own.redirect)
-            below, below_st = redirected_entries(fs, dirs[position + 1 :], redirect, above=base.layer.index)
-            if below_st is not None and stat.S_ISDIR(below_st.st_mode):
-                found.extend(below)
+            trail = _Trail(dirs[position + 1 :], name)
+            trail.turn(fs, _checked_redirect(fs, own.redirect), above=base.layer.index)
+            found.extend(_merged(fs, trail)[0])
             break
     return tuple(found), first
 
 
-def redirected_entries(
-    fs: Overlay, siblings: Sequence[Real], redirect: bytes, *, above: int
-) -> tuple[tuple[Real, ...], os.stat_result | None]:
-    """As lower_entries, for the object a redirect names: a path from the root of the layers below `above`, or a name
-    beside it."""
-    if not redirect.startswith(b"/"):
-        return lower_entries(fs, siblings, redirect)
-    dirs: Sequence[Real] = [root for root in fs.lower_roots if root.layer.index > above]
-    *parents, name = redirect.strip(b"/").split(b"/")
-    for part in parents:
-        dirs, st = lower_entries(fs, dirs, part)
-        if st is None or not stat.S_ISDIR(st.st_mode):
-            return (), None
-    return lower_entries(fs, dirs, name)
+class _Trail:
+    """The way down the lower layers to one object: a name in each of some directories, or a path in each of the layers.
+
+    A redirect on the way, of a directory on the path too, rewrites it for the layers below. So each layer is looked at
+    once, however they refer to one another (ovl_lookup_layer, ovl_check_redirect).
+    """
+
+    __slots__ = ("absolute", "at", "dirs", "ended", "names")
+
+    def __init__(self, dirs: Sequence[Real], name: bytes) -> None:
+        self.dirs = dirs
+        self.at = 0
+        self.names = [name]
+        self.absolute = False
+        self.ended = False
+
+    def turn(self, fs: Overlay, redirect: bytes, *, above: int, rest: int = 0) -> None:
+        """Obey a redirect met in the layer `above`, of the directory on the path that `rest` names come after."""
+        kept = self.names[len(self.names) - rest :]
+        if not redirect.startswith(b"/"):
+            self.names = [*self.names[: len(self.names) - rest - 1], redirect, *kept]
+            return
+        self.names = [*redirect[1:].split(b"/"), *kept]
+        if not self.absolute:
+            self.absolute = True
+            self.dirs = [root for root in fs.lower_roots if root.layer.index > above]
+            self.at = 0
+
+    def next(self, fs: Overlay) -> tuple[Real, os.stat_result] | None:
+        """The object in the next layer that has it, None where nothing more is to be found."""
+        while not self.ended and self.at < len(self.dirs):
+            base = self.dirs[self.at]
+            self.at += 1
+            found = self._in_layer(fs, base)
+            if found is not None:
+                return found
+        return None
+
+    def _in_layer(self, fs: Overlay, base: Real) -> tuple[Real, os.stat_result] | None:
+        real, found = base, None
+        rest = len(self.names)
+        for name in self.names:
+            rest -= 1
+            st = entry(fs, real, name)
+            if st is None:
+                return None
+            if isinstance(st, _Whiteout) or (rest and not stat.S_ISDIR(st.st_mode)):
+                self.ended = True
+                return None
+            real = Real(base.layer, real, name)
+            found = real, st
+            if not stat.S_ISDIR(st.st_mode) or base.layer is fs.lower_roots[-1].layer:
+                continue
+            own = fs.marks.read_dir(fs.dirs.fd(real))
+            if own.opaque or _dot_opaque(fs, real):
+                self.ended = True
+            elif own.redirect:
+                self.turn(fs, _checked_redirect(fs, own.redirect), above=base.layer.index, rest=rest)
+        return found
+
+
+def _merged(fs: Overlay, trail: _Trail) -> tuple[tuple[Real, ...], os.stat_result | None]:
+    """The directories a trail leads to, and the attributes of the topmost; nothing if that is no directory."""
+    found: list[Real] = []
+    first: os.stat_result | None = None
+    while (step := trail.next(fs)) is not None:
+        real, st = step
+        if not stat.S_ISDIR(st.st_mode):
+            break
+        found.append(real)
+        first = first or st
+    return tuple(found), first
 
 
 def lower_path(node: Node, parent: Node, name: bytes) -> bytes:
@@ -245,57 +304,62 @@ def _checked_redirect(fs: Overlay, redirect: bytes) -> bytes:
     """Refuse a redirect that may not be followed (EPERM) or makes no sense (EIO)."""
     if not fs.follow_redirects:
         raise OSError(errno.EPERM, "refusing to follow a redirect: redirect_dir=nofollow", redirect)
-    parts = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
-    if any(part in (b"", b".", b"..") or b"/" in part or len(part) > NAME_MAX for part in parts):
-        raise OSError(errno.EIO, "a redirect that is no path", redirect)
+    _check_path(redirect)
     return redirect
 
 
+def _check_path(redirect: bytes) -> None:
+    parts = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+    if b"\0" in redirect or any(part in (b"", b".", b"..") or b"/" in part or len(part) > NAME_MAX for part in parts):
+        raise OSError(errno.EIO, "a redirect that is no path", redirect)
+
+
 def _lower_file(fs: Overlay, below: Sequence[Real], real: Real, st: os.stat_result) -> tuple[Real, ...]:
-    if not stat.S_ISREG(st.st_mode) or not st.st_size:
-        return (real,)
-    assert real.parent is not None
-    own = fs.marks.read_file(fs.dirs.fd(real.parent), real.name)
+    own = _file_marks(fs, real, st)
     if not own.metacopy:
         return (real,)
-    return (real, *_metacopy_data(fs, below, real, own.redirect))
+    return (real, _metacopy_data(fs, below, real, own.redirect))
 
 
-def _metacopy_data(fs: Overlay, below: Sequence[Real], real: Real, redirect: bytes | None) -> tuple[Real, ...]:
+def _file_marks(fs: Overlay, real: Real, st: os.stat_result) -> marks.FileMarks:
+    """The marks of a lower file, as far as they matter: an empty one is no metacopy."""
+    if not stat.S_ISREG(st.st_mode) or not st.st_size:
+        return marks.NO_FILE_MARKS
+    assert real.parent is not None
+    return fs.marks.read_file(fs.dirs.fd(real.parent), real.name)
+
+
+def _metacopy_data(fs: Overlay, below: Sequence[Real], real: Real, redirect: bytes | None) -> Real:
     """Where the data of the metacopy `real` lives: in a lower layer, or by an absolute redirect in a data-only one.
 
     Without metacopy=on only a lower layer's redirect is followed, and only to a data-only layer, as in the kernel since
     Linux 6.16. Raises EPERM for any other then, EIO where there is no such file.
     """
-    if redirect:
-        reals: tuple[Real, ...] = ()
-        st = None
-        if fs.metacopy:
-            _checked_path(redirect)
-            reals, st = redirected_entries(fs, below, redirect, above=real.layer.index)
-        elif real.layer.index == 0 or not fs.data_layers or not redirect.startswith(b"/"):
-            raise OSError(errno.EPERM, "refusing to follow a metacopy's redirect without metacopy=on", redirect)
-        else:
-            _checked_path(redirect)
-        if st is None and redirect.startswith(b"/"):
-            reals, st = _data_only_entry(fs, redirect)
-    else:
-        reals, st = lower_entries(fs, below, real.name)
-    if st is None or not stat.S_ISREG(st.st_mode):
-        raise OSError(errno.EIO, "a metacopy without data below it", real.name)
-    return reals[-1:]
+    name = real.name
+    trail = _Trail(below, name)
+    while True:
+        if redirect:
+            absolute = redirect.startswith(b"/")
+            if not fs.metacopy and (real.layer.index == 0 or not fs.data_layers or not absolute):
+                raise OSError(errno.EPERM, "refusing to follow a metacopy's redirect without metacopy=on", redirect)
+            _check_path(redirect)
+            trail.turn(fs, redirect, above=real.layer.index)
+        step = trail.next(fs) if fs.metacopy or not redirect else None
+        if step is None and trail.absolute:
+            step = _data_only_entry(fs, trail.names)
+        if step is None or not stat.S_ISREG(step[1].st_mode):
+            raise OSError(errno.EIO, "a metacopy without data below it", name)
+        real, st = step
+        own = marks.NO_FILE_MARKS if real.layer.data_only else _file_marks(fs, real, st)
+        if not own.metacopy:
+            return real
+        redirect = own.redirect
 
 
-def _checked_path(redirect: bytes) -> None:
-    parts = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
-    if any(part in (b"", b".", b"..") or b"/" in part for part in parts):
-        raise OSError(errno.EIO, "a redirect that is no path", redirect)
-
-
-def _data_only_entry(fs: Overlay, redirect: bytes) -> tuple[tuple[Real, ...], os.stat_result | None]:
+def _data_only_entry(fs: Overlay, path: Sequence[bytes]) -> tuple[Real, os.stat_result] | None:
+    *parents, name = path
     for layer in fs.data_layers:
         base = layer.root
-        *parents, name = redirect.strip(b"/").split(b"/")
         for part in parents:
             base = Real(layer, base, part)
         try:
@@ -303,8 +367,8 @@ def _data_only_entry(fs: Overlay, redirect: bytes) -> tuple[tuple[Real, ...], os
         except (FileNotFoundError, NotADirectoryError):
             # not in this layer
             continue
-        return (Real(layer, base, name),), st
-    return (), None
+        return Real(layer, base, name), st
+    return None
 
 
 def node_for(fs: Overlay, parent: Node, name: bytes, found: Found) -> Node:
