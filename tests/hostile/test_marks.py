@@ -125,7 +125,7 @@ def test_junk_in_the_marks_is_an_error_or_nothing(make: Maker, canary: Canary, s
         return tuple(nodes)
 
     options = {"redirect_dir": "on", "metacopy": seed % 2 == 1 and not userxattr, "userxattr": userxattr}
-    rig = make(layer(), layer(), layer(), upper=layer(), **options)  # type: ignore[arg-type]
+    rig = make(layer(), layer(), layer(), upper=layer(), **options)
     for round_ in range(2):
         for number in range(8):
             for path in (b"f%d", b"d%d/f", b"d%d/sub", b"d%d"):
