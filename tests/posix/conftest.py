@@ -1,4 +1,4 @@
-"""Runs each test of the corpus on a plain ext4 directory, then on the kernel's overlayfs, then on ours.
+"""Runs each test of the corpus on a plain ext4 directory, the kernel's overlayfs, and ours with either engine.
 
 Everything lies on an ext4 image in memory. The lower files of all tests of a module are built before its stack is
 mounted; each test then works in a directory of its own, which is removed afterwards, and leaves its lower files as they
@@ -67,8 +67,10 @@ class Stack:
         lowers = [self.top, self.lower]
         upper, work = (None, None) if self.flavour == "read-only" else (self.upper, self.work)
         atime = MS_RELATIME if self.flavour == "relatime" else MS_NOATIME
-        if self.kind == "ours":
+        if self.kind in ("ours", "native"):
             options = "atime" if self.flavour == "relatime" else ""
+            if self.kind == "native":
+                options += ",engine=native"
             self._mounted.enter_context(our_mount(self.mnt, lowers, upper, work, options, limit=_LIMIT))
             return
         if self.kind == "ext4":
@@ -248,6 +250,7 @@ def root(request: pytest.FixtureRequest, stacks: Stacks) -> Iterator[Root]:
         str(stack.lower / name) if overlay else None,
         str(stack.upper / name) if overlay else None,
     )
+    stack.check_alive()
     if placement.place == "fresh":
         path.mkdir()
     with umask(0o022):

@@ -18,13 +18,13 @@ T = TypeVar("T")
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., object])
 
-Kind = Literal["ext4", "kernel-overlay", "ours"]
+Kind = Literal["ext4", "kernel-overlay", "ours", "native"]
 Flavour = Literal["usual", "read-only", "full", "relatime"]
 Place = Literal["fresh", "lower"]
 
 _CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; os and time lack it
 
-KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours")
+KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours", "native")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ TRAITS: Final[dict[Kind, Traits]] = {
     "ext4": Traits(overlay=False),
     "kernel-overlay": Traits(overlay=True, stale_maps=True, half_removed=True, rename_whiteout=False),
     "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False),
+    "native": Traits(overlay=True),
 }
 
 
