@@ -234,7 +234,7 @@ def _warn(config: MountConfig) -> None:
         log.warning("option %s has no effect here; ignored", option)
     if config.context is not None and not _has_selinux():
         log.warning("option context has no effect without SELinux; ignored")
-    if config.max_write is not None:
+    if config.max_write is not None and config.engine == "portable":
         log.warning("option max_write has no effect here, since libfuse sets the size; ignored")
 
 

@@ -92,7 +92,7 @@ cdef class Channel:
         self._serve(once=False)
 
     cdef _serve(self, bint once):
-        cdef Buffers r = Buffers(self.session.max_write + HEADROOM)
+        cdef Buffers r = Buffers(self.session.payload + HEADROOM)
         cdef Py_ssize_t count
         while True:
             with nogil:
@@ -117,7 +117,7 @@ cdef class Channel:
         if self.session.handle(r):
             self.reply(r)
             return r
-        return Buffers(self.session.max_write + HEADROOM)
+        return Buffers(self.session.payload + HEADROOM)
 
     cpdef reply(self, Request request):
         cdef Buffers r = <Buffers>request

@@ -66,6 +66,7 @@ cdef enum:
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     HAS_IOCTL_DIR = 1 << 11
+    AUTO_INVAL_DATA = 1 << 12
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15

@@ -36,8 +36,12 @@ cdef class Session:
     cdef uint64_t timeout
     cdef uint32_t timeout_nsec
     cdef readonly size_t max_write
+    # Bytes of the longest request, without its header, and of the longest answer.
+    cdef readonly size_t payload
     cdef readonly object minor
     cdef bint want_uring
+    cdef bint keeps_atimes
+    cdef bint only_root
     # Whether kernel and engine agreed on rings in INIT.
     cdef readonly bint uring
 

@@ -21,12 +21,15 @@ from posix.unistd cimport pread, pwrite
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 
+from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import files as core_files
 from overlayfs_py.core import readdir as core_readdir
 from overlayfs_py.core.objects import attr as shown_attr
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Caller, Changes
 from overlayfs_py.engines.native.listing import Listing, Listings
+
+cdef uint32_t O_NOATIME = os.O_NOATIME
 
 cdef extern from "string.h" nogil:
     size_t strnlen(const char* text, size_t limit)
@@ -37,7 +40,10 @@ cdef enum:
     DEFERRED = -1
 
 MAX_WRITE = 1 << 20
-"""Bytes of one READ or WRITE, what 256 pages hold."""
+"""The most bytes of one WRITE, what 256 pages hold."""
+
+_LEAST_PAYLOAD = 128 << 10  # an extended attribute, whose name and value take a little over 64 KiB
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _LISTINGS = 64
 _WORKERS = 8
@@ -55,6 +61,8 @@ cdef uint64_t OVER_IO_URING = (<uint64_t>1) << 41
 cdef Handler handlers[64]
 # Whether the handler takes the lock itself, or needs none.
 cdef bint unlocked[64]
+# Whether it comes from someone who has the file open, or from the kernel itself: allow_root turns nobody away there.
+cdef bint open_to_all[64]
 # Size of the structure each operation has in front of its names and bytes.
 cdef size_t op_sizes[64]
 
@@ -86,12 +94,18 @@ cdef class Session:
     def __init__(self, fs, *, want_uring=False):
         self.fs = fs
         self.want_uring = want_uring
+        self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
         self.uring = False
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="job")
         self.running = {}
         self.listings = Listings(_LISTINGS)
-        self.max_write = MAX_WRITE
+        # A page is what the kernel sends even where it is told to send less.
+        self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
+        self.payload = max(self.max_write, _LEAST_PAYLOAD)
+        # The kernel knows no allow_root: the mount lets everybody in, and others are turned away here. The user who
+        # mounts is root, too.
+        self.only_root = fs.config.allow_root
         timeout = fs.config.timeout
         if timeout == float("inf"):
             self.timeout, self.timeout_nsec = _FOREVER, 0
@@ -102,6 +116,9 @@ cdef class Session:
         """Serve a request; True when r.error and r.length are the answer, False when it comes later."""
         cdef Py_ssize_t length
         cdef Handler handler = handlers[r.opcode] if r.opcode < 64 else NULL
+        if self.only_root and r.uid != 0 and not open_to_all[r.opcode & 63]:
+            r.error, r.length = errno.EACCES, 0
+            return True
         if handler is NULL:
             r.error, r.length = errno.ENOSYS, 0
             return True
@@ -522,6 +539,9 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     cdef int fd
     with s.lock:
         backing = s.fs.files.held(s.node(r.nodeid), write=False)
+    if op.flags & O_NOATIME and s.keeps_atimes:
+        # The descriptor held is everybody's.
+        backing = core_files.Backing(os.open(b"/proc/self/fd/%d" % backing.fd, os.O_RDONLY | O_NOATIME), write=False)
     fd = backing.fd
     with nogil:
         count = pread(fd, r.out, size, offset)
@@ -742,7 +762,6 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         | protocol.PARALLEL_DIROPS
         | protocol.MAX_PAGES
         | protocol.CACHE_SYMLINKS
-        | protocol.EXPLICIT_INVAL_DATA
         | protocol.HANDLE_KILLPRIV_V2
         | protocol.SETXATTR_EXT
         | protocol.INIT_EXT
@@ -755,6 +774,8 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         wanted |= protocol.POSIX_ACL
     if s.want_uring:
         wanted |= OVER_IO_URING
+    # What the kernel has cached of a file stays true, unless it is to look whether layers change.
+    wanted |= protocol.EXPLICIT_INVAL_DATA if s.timeout == _FOREVER else protocol.AUTO_INVAL_DATA
     if s.fs.config.writeback:
         wanted |= protocol.WRITEBACK_CACHE
     wanted &= offered
@@ -767,7 +788,7 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     out.max_background = 64
     out.congestion_threshold = 48
     out.max_write = s.max_write
-    out.max_pages = s.max_write // 4096
+    out.max_pages = s.payload // _PAGE
     out.time_gran = 1
     s.minor = out.minor
     s.uring = bool(wanted & OVER_IO_URING)
@@ -780,6 +801,7 @@ cdef set_up():
     for opcode in range(64):
         handlers[opcode] = NULL
         unlocked[opcode] = False
+        open_to_all[opcode] = False
         op_sizes[opcode] = 0
     handlers[protocol.LOOKUP] = do_lookup
     handlers[protocol.FORGET] = do_forget
@@ -819,6 +841,22 @@ cdef set_up():
     handlers[protocol.DESTROY] = do_release
     for opcode in (protocol.READ, protocol.WRITE, protocol.IOCTL, protocol.RELEASE, protocol.RELEASEDIR):
         unlocked[opcode] = True
+    for opcode in (
+        protocol.INIT,
+        protocol.READ,
+        protocol.WRITE,
+        protocol.FSYNC,
+        protocol.READDIR,
+        protocol.READDIRPLUS,
+        protocol.FSYNCDIR,
+        protocol.RELEASE,
+        protocol.RELEASEDIR,
+        protocol.FORGET,
+        protocol.BATCH_FORGET,
+        protocol.SYNCFS,
+        protocol.DESTROY,
+    ):
+        open_to_all[opcode] = True
     op_sizes[protocol.FORGET] = 8
     op_sizes[protocol.GETATTR] = 16
     op_sizes[protocol.SETATTR] = sizeof(protocol.setattr_in)

@@ -234,7 +234,7 @@ cdef class Ring:
         self.sq = self._map(self.sq_size, IORING_OFF_SQ_RING)
         self.cq = self._map(self.cq_size, IORING_OFF_CQ_RING)
         self.sqes = self._map(self.sqes_size, IORING_OFF_SQES)
-        self.entries = [Entry(number + 1, session.max_write) for number in range(DEPTH)]
+        self.entries = [Entry(number + 1, session.payload) for number in range(DEPTH)]
 
     cdef long _checked(self, long result) except -1:
         if result < 0:
