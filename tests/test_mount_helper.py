@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,10 +108,12 @@ def test_a_signal_while_the_root_is_awaited_leaves_no_mount(layers: Layers) -> N
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
         with daemon(never_answer) as (channel, pid):
-            asker = subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -TERM {os.getpid()}"])
+            # To this thread: another one, as a parallel run has, would take a signal that is sent to the process.
+            asker = threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
+            asker.start()
             with pytest.raises(HelperError, match="interrupted"):
                 mount_helper.hand_over(request(layers.mnt), channel, pid, seconds=_LIMIT)
-            asker.wait()
+            asker.join()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert mounted_at(layers.mnt) is None
