@@ -204,6 +204,10 @@ class Ours(Peer):
         self.title = f"ours, {name}"
         self.options = options
 
+    def install(self) -> None:
+        if "uring=on" in self.options and not Path("/sys/module/fuse/parameters/enable_uring").exists():
+            raise PeerMissing("needs FUSE over io_uring, of Linux 6.14 or newer")
+
     def version(self) -> str:
         describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
@@ -224,6 +228,8 @@ PEERS: Final[tuple[Peer, ...]] = (
     UnionfsFuse(),
     Ours("portable", "engine=portable"),
     Ours("portable-writeback", "engine=portable,writeback"),
+    Ours("native", "engine=native,uring=off"),
+    Ours("native-uring", "engine=native,uring=on"),
 )
 
 

@@ -56,8 +56,8 @@ def _cell(run: Run, workload: str, peer: str) -> str:
     shown = amount(figure.median, WORKLOADS[workload].unit)
     ratio = run.ratio(workload, peer, KERNEL)
     if peer == KERNEL or ratio is None:
-        return f"{shown} ± {percent(figure)}"
-    return f"{shown} ({times(ratio.median)} ± {percent(ratio)})"
+        return f"{shown}{width(figure)}"
+    return f"{shown} ({times(ratio.median)}{width(ratio)})"
 
 
 def _against_best(run: Run, workload: str, peer: str) -> str:
@@ -65,7 +65,7 @@ def _against_best(run: Run, workload: str, peer: str) -> str:
     ratio = run.ratio(workload, peer, best) if best else None
     if ratio is None:
         return "–"
-    shown = f"{times(ratio.median)} ± {percent(ratio)}"
+    shown = f"{times(ratio.median)}{width(ratio)}"
     return f"**{shown}**" if ratio.median < 1 else shown
 
 
@@ -107,8 +107,9 @@ def times(ratio: float) -> str:
     return f"{digits(ratio)} ×"
 
 
-def percent(figure: Figure) -> str:
-    return f"{figure.spread:.0%}"
+def width(figure: Figure) -> str:
+    """How wide the values were, where there are several."""
+    return f" ± {figure.spread:.0%}" if figure.count > 1 else ""
 
 
 def _one_line(text: str) -> str:

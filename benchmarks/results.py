@@ -121,10 +121,11 @@ class Figure:
     median: float
     least: float
     greatest: float
+    count: int
 
     @staticmethod
     def of(values: list[float]) -> "Figure":
-        return Figure(statistics.median(values), min(values), max(values))
+        return Figure(statistics.median(values), min(values), max(values), len(values))
 
     @property
     def spread(self) -> float:

@@ -8,7 +8,7 @@ from benchmarks.site import Site
 from benchmarks.workload import workload
 from benchmarks.workloads.names import walk
 
-_LAYERS: Final = (1, 10, 100, 500)
+_LAYERS: Final = (1, 10, 60, 500)
 
 
 @workload(
