@@ -61,7 +61,13 @@ def getxattr(fs: Overlay, node: Node, key: bytes) -> bytes:
     if fs.config.noacl and key in _ACLS:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     with objects.reached(fs, node) as fd:
-        value = xattrs.fget(fd, fs.marks.to_disk(key))
+        try:
+            value = xattrs.fget(fd, fs.marks.to_disk(key))
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP and key in _ACLS:
+                # A layer that can hold no ACL has none. FUSE in the kernel takes any other answer for a failure.
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
+            raise
     if key in _ACLS and not fs.ids.identity:
         return _mapped(value, fs.ids.uid_to_shown, fs.ids.gid_to_shown)
     return value

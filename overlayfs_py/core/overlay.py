@@ -85,8 +85,9 @@ class Overlay:
         )
         self.numbers = Numbers(self.layers, bits=32 if config.ino32 else 64)
         # An origin names its filesystem by UUID, for which one layer on it speaks.
-        self.origins = {layer.uuid: layer for layer in self.layers if layer.inode_of is not None}
-        for uuid in ambiguous_uuids(self.layers):
+        lower_layers = [layer for layer in self.layers if layer is not self.upper]
+        self.origins = {layer.uuid: layer for layer in lower_layers if layer.inode_of is not None}
+        for uuid in ambiguous_uuids(lower_layers):
             del self.origins[uuid]
         self.nodes = NodeTable(bits=32 if config.ino32 else 64)
         upper_root = self.upper.root if self.upper else None

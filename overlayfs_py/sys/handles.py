@@ -11,6 +11,7 @@ from overlayfs_py.sys.paths import fd_path
 _MAX_HANDLE_SIZE = 128
 _AT_HANDLE_FID = 0x200
 _FS_IOC_GETFSUUID = 0x80111500
+_BTRFS_IOC_FS_INFO = 0x8400941F
 
 
 class _FileHandle(ctypes.Structure):
@@ -71,17 +72,28 @@ def open_by_handle(mount_fd: int, handle_type: int, handle: bytes, flags: int) -
 def filesystem_uuid(fd: int) -> bytes | None:
     """The UUID (16 bytes) of the filesystem fd is on, or None if it has none or the kernel is older than 6.9.
 
-    fd may be an O_PATH descriptor of a directory or regular file. Source: FS_IOC_GETFSUUID, linux/fs.h.
+    fd may be an O_PATH descriptor of a directory or regular file. Source: FS_IOC_GETFSUUID, linux/fs.h; btrfs has but a
+    call of its own, BTRFS_IOC_FS_INFO, linux/btrfs.h.
     """
     readable = os.open(fd_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        answer = fcntl.ioctl(readable, _FS_IOC_GETFSUUID, bytes(17))
-    except OSError as error:
-        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            # ENOTTY: no UUID, or an older kernel; the others: an older kernel asked the filesystem, which said so.
-            return None
-        raise
+        answer = _ask(readable, _FS_IOC_GETFSUUID, 17)
+        if answer is not None:
+            length = answer[0]
+            return answer[1 : 1 + length] if length == 16 else None
+        # struct btrfs_ioctl_fs_info_args: two 64-bit numbers, then the UUID.
+        answer = _ask(readable, _BTRFS_IOC_FS_INFO, 1024)
+        return answer[16:32] if answer is not None else None
     finally:
         os.close(readable)
-    length = answer[0]
-    return answer[1 : 1 + length] if length == 16 else None
+
+
+def _ask(fd: int, request: int, size: int) -> bytes | None:
+    """What an ioctl that only answers says; None where it is unknown."""
+    try:
+        return fcntl.ioctl(fd, request, bytes(size))
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            # ENOTTY: no such call, or nothing to tell; the others: an older kernel asked the filesystem, which said so.
+            return None
+        raise
