@@ -196,6 +196,9 @@ def _freeze(draft: _Draft, mountpoint: bytes, *, privileged: bool) -> MountConfi
         fields["allow_other"] = True
     elif fields.get("allow_root") and fields.get("allow_other"):
         raise ConfigError("allow_other and allow_root exclude each other; drop one")
+    if fields.get("allow_root"):
+        # What the kernel has cached for one user it gives to all.
+        fields["timeout"] = 0.0
     if draft.squash_root:
         fields.setdefault("squash_uid", 0)
         fields.setdefault("squash_gid", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import stat
 from collections import OrderedDict
@@ -73,11 +74,23 @@ class FileCache:
     def held(self, node: Node, *, write: bool) -> Backing:
         """The node's data, good for as long as the result is held."""
         held = self.entries.get(node) or self.kept.get(node)
-        if held is not None and (held.write or not write):
+        if held is not None and (held.write or not write) and not self._replaced(node, held):
             if node in self.entries:
                 self.entries.move_to_end(node)
             return held
         return self.adopt(node, self._open(node, write=write), write=write)
+
+    def _replaced(self, node: Node, held: Backing) -> bool:
+        """Whether a lower file is another by now, which only a mount with a timeout is to notice."""
+        if self.fs.config.timeout == math.inf or node.upper is not None:
+            return False
+        try:
+            now = objects.stat_real(self.fs, node.lowers[-1])
+        except (FileNotFoundError, NotADirectoryError):
+            # gone, but still open
+            return False
+        then = os.fstat(held.fd)
+        return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino)
 
     def adopt(self, node: Node, fd: int, *, write: bool) -> Backing:
         """Take over a descriptor of the node's data in place of the one there is."""

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_mapped_owners_are_shown_and_stored(layers: Layers, engine: str) -> None
         assert owner(layers.mnt / "root") == (14, 2000)
         os.chown(layers.mnt / "link", 5, -1, follow_symlinks=False)
         for uid, gid in ((0, -1), (15, -1), (-1, 8), (-1, 2500)):
-            assert error_of(lambda uid=uid, gid=gid: os.chown(layers.mnt / "user", uid, gid)) == errno.EOVERFLOW
+            assert error_of(partial(os.chown, layers.mnt / "user", uid, gid)) == errno.EOVERFLOW
         assert not (layers.upper / "user").exists() or owner(layers.upper / "user") == (3, 1499)
         create = "open(sys.argv[1], 'x').close(); print('made')"
         assert python_as(100000, create, layers.mnt / "d" / "root", gid=7) == "made"

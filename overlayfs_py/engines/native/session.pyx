@@ -655,6 +655,15 @@ cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
 
 # Directories.
 
+cdef Py_ssize_t do_opendir(Session s, Request r) except -2:
+    # The kernel keeps the listing of a directory that it need not open, and looks at its mtime alone, which is the
+    # upper part's.
+    if s.timeout == _FOREVER:
+        return never_ask(s, r)
+    memset(r.out, 0, sizeof(protocol.open_out))
+    return sizeof(protocol.open_out)
+
+
 cdef object listing_of(Session s, Request r, Node node, uint64_t offset):
     listing = s.listings.get(r.nodeid)
     if listing is None or offset == 0:
@@ -828,6 +837,7 @@ cdef set_up():
     handlers[protocol.GETXATTR] = do_getxattr
     handlers[protocol.LISTXATTR] = do_listxattr
     handlers[protocol.REMOVEXATTR] = do_removexattr
+    handlers[protocol.OPENDIR] = do_opendir
     handlers[protocol.READDIR] = do_readdir
     handlers[protocol.READDIRPLUS] = do_readdirplus
     handlers[protocol.FALLOCATE] = do_fallocate
@@ -867,6 +877,7 @@ cdef set_up():
     op_sizes[protocol.LINK] = sizeof(protocol.link_in)
     op_sizes[protocol.TMPFILE] = sizeof(protocol.create_in)
     op_sizes[protocol.READ] = sizeof(protocol.read_in)
+    op_sizes[protocol.OPENDIR] = 8
     op_sizes[protocol.READDIR] = sizeof(protocol.read_in)
     op_sizes[protocol.READDIRPLUS] = sizeof(protocol.read_in)
     op_sizes[protocol.WRITE] = sizeof(protocol.write_in)
