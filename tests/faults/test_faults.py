@@ -92,7 +92,7 @@ def recent_as_zero(tree: Tree) -> Tree:
 def private_mounts_refused() -> Iterator[None]:
     """Without the read-only mounts that guard lower layers; making and leaving them takes longest, besides."""
 
-    def refuse(fd: int, *, read_only: bool, noatime: bool) -> int:
+    def refuse(fd: int, *, read_only: bool, flags: int) -> int:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     with replaced(mounts, "clone_mount", refuse):
