@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from tests.support.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, mount
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CARGO_ROOT: Final = ROOT / ".cache/bench/cargo"
+_LOG: Final = "log"
 _START_LIMIT: Final = 60.0  # seconds for a mount command
 
 
@@ -63,6 +64,10 @@ class Peer:
     def is_daemon(self, argv: Sequence[bytes]) -> bool:
         """Whether a process with these arguments is one of this peer's daemons."""
         return False
+
+    def problem(self, below: Path) -> str:
+        """What went wrong inside the daemons of the mounts in a directory, as far as they tell; or nothing."""
+        return ""
 
     def processes(self, below: Path) -> list[int]:
         """The daemons of the mounts in a directory."""
@@ -214,7 +219,13 @@ class Ours(Peer):
 
     def mount(self, stack: Stack, mountpoint: Path) -> None:
         options = f"{layers(stack)},{self.options}"
-        _run([sys.executable, "-m", "overlayfs_py", "-o", options, str(mountpoint)], cwd=ROOT)
+        environment = {**os.environ, "OVERLAYFS_PY_LOG": str(mountpoint.with_name(_LOG))}
+        _run([sys.executable, "-m", "overlayfs_py", "-o", options, str(mountpoint)], cwd=ROOT, environment=environment)
+
+    def problem(self, below: Path) -> str:
+        log = below / _LOG
+        text = log.read_text(errors="backslashreplace") if log.exists() else ""
+        return f"the daemon logged: {text[-2000:]}" if "Traceback" in text else ""
 
     def is_daemon(self, argv: Sequence[bytes]) -> bool:
         return argv[1:3] == [b"-m", b"overlayfs_py"]
@@ -256,13 +267,16 @@ def install_debian(packages: Sequence[str]) -> None:
             raise PeerMissing(f"{' '.join(command)} failed: {_last_line(done.stderr)}")
 
 
-def _run(command: Sequence[str], cwd: str | Path | None = None) -> None:
+def _run(
+    command: Sequence[str], cwd: str | Path | None = None, environment: Mapping[str, str] | None = None
+) -> None:
     # A daemon may keep standard error open, so a file takes it rather than a pipe that has to end.
     with open(os.memfd_create("stderr"), "w+", errors="backslashreplace") as errors:
         try:
             done = subprocess.run(
                 command,
                 cwd=cwd,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

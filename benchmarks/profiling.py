@@ -27,6 +27,8 @@ from benchmarks.workload import Workload
 _RATE: Final = 500  # samples a second
 # py-spy counts a thread that waits as well, when it looks at C libraries.
 _WAITING: Final = ("epoll_wait", "sigtimedwait", "pthread_cond_wait", "pthread_cond_timedwait", "sem_clockwait", "poll")
+_TAKING_REQUESTS: Final = ("read", "syscall")
+"""Calls by which an engine waits for requests; elsewhere they are work."""
 _UNKNOWN: Final = "unknown"
 _SHOWN: Final = 40  # functions
 _START_LIMIT: Final = 30.0  # seconds for a profiler to be at work
@@ -157,7 +159,7 @@ def functions_table(stacks: Iterable[str]) -> list[str]:
     for line in stacks:
         stack, _, samples = line.rpartition(" ")
         frames = stack.split(";")
-        if frames[-1].partition(" ")[0] in _WAITING:
+        if _waits(frames):
             waiting += int(samples)
             continue
         # Without the line numbers, and frames whose name nobody knows.
@@ -172,6 +174,12 @@ def functions_table(stacks: Iterable[str]) -> list[str]:
             lines.append(f"{itself[function] / total:7.1%} {with_called[function] / total:7.1%}  {function}")
         lines.append("")
     return lines[:-1]
+
+
+def _waits(frames: Sequence[str]) -> bool:
+    function = frames[-1].partition(" ")[0]
+    caller = next((frame for frame in reversed(frames[:-1]) if not frame.startswith("0x")), "")
+    return function in _WAITING or (function in _TAKING_REQUESTS and "overlayfs_py/engines/" in caller)
 
 
 def _perf_report(file: Path) -> str:

@@ -178,10 +178,10 @@ class Site:
         except (MountError, OSError, subprocess.CalledProcessError) as error:
             outcome = Outcome(error=f"{type(error).__name__}: {error}")
         finally:
+            inside = self.peer.problem(self.base)
             problem = self._clean(_PATIENCE if outcome.error is None else _LITTLE_PATIENCE)
-        if problem and outcome.error is None:
-            outcome = Outcome(error=problem)
-        return outcome
+        problems = [one for one in (outcome.error, problem, inside) if one]
+        return Outcome(error="; ".join(problems)) if problems else outcome
 
     def _prepare(self) -> None:
         if self.workload.filesystem != "scratch":

@@ -135,6 +135,15 @@ def test_a_failing_command_is_told_with_its_message(scratch: Path, inputs: Input
     assert "ls exited with 2" in outcome.error and "/nowhere" in outcome.error
 
 
+def test_a_traceback_in_our_log_is_a_failure(scratch: Path, inputs: Inputs) -> None:
+    def log(site: Site) -> None:
+        with site.clock, (site.base / "log").open("a") as file:
+            file.write("Traceback (most recent call last):\n")
+
+    error = on("portable", log, scratch, inputs).error
+    assert error is not None and error.startswith("the daemon logged: Traceback")
+
+
 def test_a_workload_that_measures_nothing_fails(scratch: Path, inputs: Inputs) -> None:
     assert on("kernel", lambda site: None, scratch, inputs).error == "the workload measured nothing"
 
@@ -198,8 +207,9 @@ def test_requests_are_counted_by_opcode(scratch: Path, inputs: Inputs) -> None:
 
 def test_time_by_function_counts_a_function_once_a_stack() -> None:
     stacks = ["main (a.py:1);f (a.py:2);f (a.py:3) 3", "main (a.py:1);g (b.so) 1", "main (a.py:1);poll (libc.so.6) 9"]
+    stacks += ["serve (overlayfs_py/engines/native/device.pyx:9);0x7f;read (libc.so.6) 5"]
     lines = profiling.functions_table(stacks)
-    assert lines[0] == "4 samples of work, 9 of waiting"
+    assert lines[0] == "4 samples of work, 14 of waiting"
     assert "  75.0%   75.0%  f (a.py)" in lines
     assert "   0.0%  100.0%  main (a.py)" in lines
 
