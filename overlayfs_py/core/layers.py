@@ -70,17 +70,17 @@ def open_root(path: bytes) -> int:
         raise LayerError(f"cannot open the layer {os.fsdecode(path)}: {error.strerror}") from error
 
 
-def open_lower(path: bytes, *, noatime: bool) -> int:
+def open_lower(path: bytes, *, mount_flags: int) -> int:
     """The root of a lower layer, on a read-only mount of its own where that can be had."""
     fd = open_root(path)
-    clone = _clone(fd, read_only=True, noatime=noatime)
+    clone = _clone(fd, read_only=True, mount_flags=mount_flags)
     if clone < 0:
         return fd
     os.close(fd)
     return clone
 
 
-def open_upper(upper: bytes, work: bytes, *, noatime: bool) -> tuple[int, int]:
+def open_upper(upper: bytes, work: bytes, *, mount_flags: int) -> tuple[int, int]:
     """The roots of the upper layer and its work directory.
 
     Objects are renamed from one to the other, so they have to be on one mount: LayerError if they are not. It is a
@@ -94,7 +94,7 @@ def open_upper(upper: bytes, work: bytes, *, noatime: bool) -> tuple[int, int]:
         if mounts.mount_id(upper_fd) != mounts.mount_id(work_fd):
             raise LayerError("upperdir and workdir must be on the same mount")
         if mounts.mount_id(common_fd) == mounts.mount_id(upper_fd):
-            clone = _clone(common_fd, read_only=False, noatime=noatime)
+            clone = _clone(common_fd, read_only=False, mount_flags=mount_flags)
         if clone < 0:
             result = upper_fd, work_fd
             upper_fd = work_fd = -1
@@ -112,10 +112,10 @@ def open_upper(upper: bytes, work: bytes, *, noatime: bool) -> tuple[int, int]:
                 os.close(fd)
 
 
-def _clone(fd: int, *, read_only: bool, noatime: bool) -> int:
+def _clone(fd: int, *, read_only: bool, mount_flags: int) -> int:
     """A private copy of the mount at `fd`, or -1 where this process may not have one."""
     try:
-        return mounts.clone_mount(fd, read_only=read_only, noatime=noatime)
+        return mounts.clone_mount(fd, read_only=read_only, flags=mount_flags)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOSYS):
             raise

@@ -8,7 +8,7 @@ import os
 import resource
 import stat
 
-from overlayfs_py.config import MS_NOATIME, MountConfig
+from overlayfs_py.config import MountConfig
 from overlayfs_py.core import ids, index
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
@@ -103,15 +103,15 @@ class Overlay:
 
     def _open_layers(self) -> None:
         config = self.config
-        noatime = bool(config.mount_flags & MS_NOATIME)
+        flags = config.mount_flags
         self.upper: Layer | None = None
         if config.upperdir is not None:
             assert config.workdir is not None
             if config.read_only:
-                self.upper = Layer(config.upperdir, open_lower(config.upperdir, noatime=noatime), 0)
+                self.upper = Layer(config.upperdir, open_lower(config.upperdir, mount_flags=flags), 0)
                 self.layers.append(self.upper)
             else:
-                upper_fd, work_fd = open_upper(config.upperdir, config.workdir, noatime=noatime)
+                upper_fd, work_fd = open_upper(config.upperdir, config.workdir, mount_flags=flags)
                 try:
                     self.upper = Layer(config.upperdir, upper_fd, 0)
                     self.layers.append(self.upper)
@@ -120,12 +120,12 @@ class Overlay:
                     os.close(work_fd)
         lowers: list[Layer] = []
         for path in config.lowerdirs:
-            lowers.append(Layer(path, open_lower(path, noatime=noatime), len(lowers) + 1))
+            lowers.append(Layer(path, open_lower(path, mount_flags=flags), len(lowers) + 1))
             self.layers.append(lowers[-1])
         self.data_layers: list[Layer] = []
         for path in config.datadirs:
             place = len(lowers) + len(self.data_layers) + 1
-            self.data_layers.append(Layer(path, open_lower(path, noatime=noatime), place, data_only=True))
+            self.data_layers.append(Layer(path, open_lower(path, mount_flags=flags), place, data_only=True))
             self.layers.append(self.data_layers[-1])
         self.lower_roots = tuple(layer.root for layer in lowers)
 

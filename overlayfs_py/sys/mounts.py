@@ -12,7 +12,11 @@ _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 0x01
 _MOUNT_ATTR__ATIME = 0x70
 _MOUNT_ATTR_NOATIME = 0x10
+_MOUNT_ATTR_STRICTATIME = 0x20
 _MOUNT_ATTR_NODIRATIME = 0x80
+_MS_NOATIME = 1 << 10
+_MS_NODIRATIME = 1 << 11
+_MS_STRICTATIME = 1 << 24
 
 
 class _MountAttr(ctypes.Structure):
@@ -24,9 +28,10 @@ class _MountAttr(ctypes.Structure):
 _syscall = LIBC.syscall
 
 
-def clone_mount(fd: int, *, read_only: bool, noatime: bool) -> int:
+def clone_mount(fd: int, *, read_only: bool, flags: int) -> int:
     """A copy of the mount that the directory `fd` is on, with that directory as its root and nothing mounted in it.
 
+    Of the MS_* `flags` of mount(2) those that say when access times are set count; without any it is as the mount.
     Returns an O_PATH descriptor of the root, close-on-exec; the copy goes when that and all opened below it is closed.
     Raises EPERM without CAP_SYS_ADMIN in the mount namespace, or where the mount's flags are locked; EINVAL
     where mounts below are locked or the mount is not in this namespace; ENOSYS before Linux 5.12.
@@ -38,9 +43,14 @@ def clone_mount(fd: int, *, read_only: bool, noatime: bool) -> int:
     if clone < 0:
         raise last_error()
     wanted = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY if read_only else 0)
-    if noatime:
+    if flags & _MS_NOATIME:
         wanted.attr_set |= _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NODIRATIME
         wanted.attr_clr = _MOUNT_ATTR__ATIME
+    elif flags & _MS_STRICTATIME:
+        wanted.attr_set |= _MOUNT_ATTR_STRICTATIME
+        wanted.attr_clr = _MOUNT_ATTR__ATIME
+    if flags & _MS_NODIRATIME:
+        wanted.attr_set |= _MOUNT_ATTR_NODIRATIME
     result: int = _syscall(
         ctypes.c_long(_SYS_MOUNT_SETATTR),
         clone,

@@ -140,15 +140,15 @@ def test_small_writes_give_the_same_file(layers: Layers, engine: str, over_uring
         with (layers.mnt / "lower").open("ab", buffering=0) as file:
             file.write(b"more")
             expected += b"more"
-        with (layers.mnt / "lower").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        with (layers.mnt / "lower").open("r+b") as whole, mmap.mmap(whole.fileno(), 0) as mapped:
             mapped[100:104] = b"mmap"
             expected[100:104] = b"mmap"
             assert mapped[:] == expected
-        with new.open("r+b", buffering=0) as file:
-            file.seek(20000)
-            file.write(b"x")
-            os.ftruncate(file.fileno(), 20010)
-            os.utime(file.fileno(), ns=(5, 123_456_789_012_345_678))
+        with new.open("r+b", buffering=0) as sparse:
+            sparse.seek(20000)
+            sparse.write(b"x")
+            os.ftruncate(sparse.fileno(), 20010)
+            os.utime(sparse.fileno(), ns=(5, 123_456_789_012_345_678))
         assert new.stat().st_mtime_ns == 123_456_789_012_345_678
         content = b"".join(b"%07d" % number for number in range(2000)) + bytes(6000) + b"x" + bytes(9)
         assert new.read_bytes() == content
