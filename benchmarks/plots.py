@@ -35,7 +35,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
         if name in run.workloads():
             one = WORKLOADS[name]
             (families.setdefault(one.family, []) if one.family else singles.setdefault(one.group, [])).append(name)
-    for group, names in singles.items():
+    for group, names in singles.items() if len(run.peers()) > 1 else ():
         drawn.append(_bars(run, group, names, folder / f"{group}.png"))
     for family, names in families.items():
         one = WORKLOADS[names[0]]

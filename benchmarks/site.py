@@ -180,7 +180,8 @@ class Site:
         finally:
             inside = self.peer.problem(self.base)
             problem = self._clean(_PATIENCE if outcome.error is None else _LITTLE_PATIENCE)
-        problems = [one for one in (outcome.error, problem, inside) if one]
+        # What failed has its reason, and need not end well.
+        problems = [one for one in (outcome.error or problem, inside) if one]
         return Outcome(error="; ".join(problems)) if problems else outcome
 
     def _prepare(self) -> None:
