@@ -107,6 +107,17 @@ def _on(act: Callable[[Rig, bytes], object], path: bytes, rig: Rig) -> None:
     act(rig, path)
 
 
+def _tmpfile(rig: Rig) -> None:
+    """A file made without a name that is given one."""
+    node = rig.call("tmpfile", ALICE, rig.node(b"dir"), 0o640)
+    node.lookups = 1
+    try:
+        rig.call("link", node, rig.node(b"dir"), b"made")
+    finally:
+        if node.removed:
+            rig.forget(node)
+
+
 _META: Final = {"metacopy": True}
 
 COPY_UPS: Final = (
@@ -139,6 +150,9 @@ ATTRIBUTES: Final = (
     Case("truncate metacopy", lambda rig: rig.change(b"file", size=3), _metacopies, _META),
     Case("truncate copy", lambda rig: rig.change(b"file", size=3), _copied),
     Case("open truncating", lambda rig: rig.open(b"file", os.O_WRONLY | os.O_TRUNC)),
+    Case("allocate", lambda rig: rig.call("fallocate", rig.node(b"file"), 0, 0, 5000)),
+    Case("punch", lambda rig: rig.call("fallocate", rig.node(b"big"), 3, 4096, 8192)),
+    Case("allocate metacopy", lambda rig: rig.call("fallocate", rig.node(b"file"), 0, 0, 5000), _metacopies, _META),
     Case("utimens", lambda rig: rig.change(b"file", atime_ns=1, mtime_ns=2)),
     Case("utimens dir", lambda rig: rig.change(b"dir", atime_ns=1, mtime_ns=2)),
     Case("setxattr file", lambda rig: rig.setxattr(b"file", b"user.a", b"b")),
@@ -153,6 +167,7 @@ CREATION: Final = (
     Case("create over whiteout", lambda rig: rig.create(b"gone"), _upper),
     Case("create dot name", lambda rig: rig.create(b".wh.new")),
     Case("create override", lambda rig: rig.create(b"new"), options={"xattr_permissions": 2}),
+    Case("tmpfile linked", _tmpfile),
     Case("mkdir", lambda rig: rig.mkdir(b"made", caller=ALICE)),
     Case("mkdir as root in upper dir", lambda rig: rig.mkdir(b"newdir/made"), _upper),
     Case("mkdir nested", lambda rig: rig.mkdir(b"deep/a/made")),
