@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.mounts import CONNECTIONS
+from tests.support.mounts import CONNECTIONS, connections_made
 from tests.support.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
@@ -165,15 +165,14 @@ def _loops(scratch: Path) -> list[str]:
 
 
 def _orphaned_connections(before: _Before) -> list[str]:
-    """FUSE connections made since the start that no mount namespace shows: another run's own are mounted somewhere."""
-    new = set(os.listdir(CONNECTIONS)) - before.connections
-    if new:
-        seen: set[str] = set()
-        for table in Path("/proc").glob("[0-9]*/mountinfo"):
-            with contextlib.suppress(OSError):
-                for line in table.read_text(errors="backslashreplace").splitlines():
-                    seen.add(line.split(" ")[2].partition(":")[2])
-        new -= seen
+    """FUSE connections made here that are still there; a number taken over by another run is mounted or served."""
+    new = connections_made & set(os.listdir(CONNECTIONS)) - before.connections
+    for process in Path("/proc").glob("[0-9]*") if new else ():
+        with contextlib.suppress(OSError):
+            for line in (process / "mountinfo").read_text(errors="backslashreplace").splitlines():
+                new.discard(line.split(" ")[2].partition(":")[2])
+            for opened in (process / "fdinfo").iterdir():
+                new.discard(opened.read_text().partition("fuse_connection:")[2].strip())
     return sorted(new)
 
 

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from tests.differential.pair import Divergence, Finding, Pair, report, run
 from tests.differential.random_ops import MAKERS, World, first_step, random_step
-from tests.differential.reduce import reduce
+from tests.differential.reduce import reduced
 from tests.differential.script import Script, load
 from tests.differential.side import PROFILES, Mounter, Profile, fuse_overlayfs, kernel
-from tests.differential.stacks import NASTY, random_stack, without_privilege
-from tests.support.mounts import MountFailed
+from tests.differential.stacks import any_stack
 from tests.support.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, become_subreaper, mount, unshare
-from tests.support.trees import USER
 
 
 def main() -> int:
@@ -98,9 +96,7 @@ def random_script(
 ) -> tuple[Script, Finding | None]:
     """Run a random script as it is made; a part of the kinds of operations, so that scripts differ in character."""
     source = random.Random(seed)
-    stack = source.choice([*NASTY.values()]) if source.randrange(2) else random_stack(source)
-    if profile.prefix == USER:
-        stack = without_privilege(stack, devices=not profile.user_namespace)
+    stack = any_stack(source, profile)
     kinds = [kind for kind in MAKERS if source.randrange(4)] or ["rename"]
     weights = [MAKERS[kind][0] for kind in kinds]
     pair = Pair(profile, stack, base, second)
@@ -115,31 +111,6 @@ def random_script(
     except Divergence as divergence:
         return pair.script, divergence.finding
     return pair.script, None
-
-
-def reduced(
-    script: Script, finding: Finding, scratch: Path, second: Mounter | None, limit: float
-) -> tuple[Script, Finding]:
-    """A shorter script with a finding of the same signature."""
-    best = finding
-    steps_only = finding.stage in ("result", "afterwards")
-
-    def still_fails(shorter: Script) -> bool:
-        nonlocal best
-        base = scratch / "reduce"
-        try:
-            found = run(shorter, base, second, steps_only=steps_only)
-        except (OSError, MountFailed):
-            # Without some of its nodes a stack may be impossible to build.
-            return False
-        finally:
-            shutil.rmtree(base, ignore_errors=True)
-        if found is None or found.signature != finding.signature:
-            return False
-        best = found
-        return True
-
-    return reduce(script, finding.failed, still_fails, limit), best
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
-from tests.differential.known import ROOT_MARKS, accepted, better, undefined, without_needless_copies
+from tests.differential.known import ROOT_MARKS, accepted, better, undefined, without_ghosts, without_needless_copies
 from tests.differential.script import USERS, Result, Script, Stat, Step, User, show, written
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
@@ -66,14 +66,13 @@ class Pair:
     def __init__(self, profile: Profile, stack: Stack, base: Path, second: Mounter | None = None) -> None:
         since = time.time_ns()
         self.profile = profile
+        self.compares_ours = second is None
         self.stack = stack
         self.done: list[Step] = []
         self.failed: set[int] = set()
-        self.first = Side(
-            base / "first", stack, kernel(profile.kernel_options), profile.prefix, since, stale_handles=True
-        )
+        self.first = Side(base / "first", stack, kernel(profile.kernel_options), profile, since, stale_handles=True)
         self.second = Side(
-            base / "second", stack, second or ours(profile.our_options), profile.prefix, since, stale_handles=False
+            base / "second", stack, second or ours(profile.our_options), profile, since, stale_handles=False
         )
         self._at_exit = ExitStack()
 
@@ -100,7 +99,9 @@ class Pair:
         if undefined(self.first, step, userxattr=self.profile.prefix == USER, metacopy=self.profile.metacopy):
             return
         self.done.append(step)
-        before = [_inodes(side, step) for side in (self.first, self.second)]
+        before: list[dict[bytes, int]] = [{}, {}]
+        if self.profile.keeps_inode_numbers:
+            before = [_inodes(side, step) for side in (self.first, self.second)]
         results = _run(self.first, step), _run(self.second, step)
         name = type(step.op).__name__
         if results[0] != results[1] and not self._accepted(step, *results):
@@ -119,7 +120,7 @@ class Pair:
         return accepted(self.first, step, first, second, metacopy=self.profile.metacopy)
 
     def check_visible(self) -> tuple[Tree, Tree]:
-        trees = self.first.visible(), self.second.visible()
+        trees = self._visible(self.first, self.first), self._visible(self.second, self.second)
         self._same_trees("visible tree", *trees)
         return trees
 
@@ -149,22 +150,27 @@ class Pair:
                 self._diverge("workdir", "", f"{side.work!r} holds {rubbish}", ("workdir",))
             for before, now in side.lowers_before_and_now():
                 self._same_trees(f"lower layers of {side.name}, before and after", before, now)
-        self._same_trees("first upper, mounted by the second", first, self._crossed(self.first, self.second.mounter))
-        self._same_trees("second upper, mounted by the first", second, self._crossed(self.second, self.first.mounter))
+        self._same_trees("first upper, mounted by the second", first, self._crossed(self.first, self.second))
+        self._same_trees("second upper, mounted by the first", second, self._crossed(self.second, self.first))
 
-    def _crossed(self, side: Side, mounter: Mounter) -> Tree:
+    def _visible(self, side: Side, by: Side) -> Tree:
+        """What is seen in the mount on `side` that `by` has made."""
+        tree = side.visible()
+        return tree if by is self.second and self.compares_ours else without_ghosts(tree)
+
+    def _crossed(self, side: Side, by: Side) -> Tree:
         try:
-            side.mount(mounter)
+            side.mount(by.mounter)
         except (MountFailed, OSError) as error:
             self._diverge(f"{side.name} upper, mounted by the other", "a mount", str(error), ("crossed",))
         try:
-            return side.visible()
+            return self._visible(side, by)
         finally:
             side.unmount()
 
     def _same_trees(self, stage: str, one: Tree, other: Tree, ignore: tuple[str, ...] = ()) -> None:
         prefix, metacopy = self.profile.prefix, self.profile.metacopy
-        found = compare_trees(one, other, ignore)
+        found = compare_trees(one, other, ignore if self.profile.atimes else (*ignore, "atime"))
         differences = [
             each for each in found if not better(each, prefix, metacopy=metacopy, failures=bool(self.failed))
         ]

@@ -298,7 +298,7 @@ MAKERS: Final[dict[str, tuple[int, Maker]]] = {
 def random_step(source: random.Random, world: World, kind: str) -> Step:
     """A step of a kind of MAKERS, mostly by root, and mostly examined before and after."""
     op = MAKERS[kind][1](source, world)
-    who = 0 if isinstance(op, Remount | Rotate | HandleRead) else source.choice((0, 0, 0, 0, 1, 1, 2))
+    who = 0 if isinstance(op, Remount | Rotate | HandleRead) else source.choice((0, 0, 0, 0, 0, 0, 1, 1, 2))
     return Step(op, who, look=bool(source.randrange(4)))
 
 

@@ -1,14 +1,44 @@
 """The shortest script that still shows a difference."""
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
+from tests.differential.pair import Finding, run
 from tests.differential.script import Script
+from tests.differential.side import Mounter
+from tests.support.mounts import MountFailed
 from tests.support.trees import Stack
 
 T = TypeVar("T")
+
+
+def reduced(
+    script: Script, finding: Finding, scratch: Path, second: Mounter | None, limit: float
+) -> tuple[Script, Finding]:
+    """A shorter script with a finding of the same signature."""
+    best = finding
+    steps_only = finding.stage in ("result", "afterwards")
+
+    def still_fails(shorter: Script) -> bool:
+        nonlocal best
+        base = scratch / "reduce"
+        try:
+            found = run(shorter, base, second, steps_only=steps_only)
+        except (OSError, MountFailed):
+            # Without some of its nodes a stack may be impossible to build.
+            return False
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
+        if found is None or found.signature != finding.signature:
+            return False
+        best = found
+        return True
+
+    return reduce(script, finding.failed, still_fails, limit), best
 
 
 def reduce(script: Script, needless: Collection[int], still_fails: Callable[[Script], bool], limit: float) -> Script:

@@ -28,6 +28,7 @@ class Where(Protocol):
     """What an operation needs of the side it runs on."""
 
     since: int  # nanoseconds; times from here on are "now"
+    atimes: bool  # access times are compared
     stale_handles: bool  # a handle opened for reading before a copy-up goes on showing the lower file
     handles: dict[int, Handle]
 
@@ -111,7 +112,7 @@ def status(side: Where, found: os.stat_result) -> dict[str, object]:
         "owner": (found.st_uid, found.st_gid),
         "mtime": clock(found.st_mtime_ns, side.since),
     }
-    if not stat.S_ISLNK(found.st_mode):
+    if side.atimes and not stat.S_ISLNK(found.st_mode):
         seen["atime"] = clock(found.st_atime_ns, side.since)
     if not stat.S_ISDIR(found.st_mode):
         seen["size"] = found.st_size

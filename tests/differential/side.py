@@ -25,6 +25,16 @@ class Profile:
     user_namespace: bool = False
     metacopy: bool = False
 
+    @property
+    def keeps_inode_numbers(self) -> bool:
+        """Whether the kernel keeps inode numbers when it copies up; see ACCEPTED in known.py."""
+        return not self.user_namespace
+
+    @property
+    def atimes(self) -> bool:
+        """Whether access times are compared; see UNCOMPARED in known.py."""
+        return not self.user_namespace
+
 
 PROFILES = {
     profile.name: profile
@@ -32,7 +42,7 @@ PROFILES = {
         Profile("privileged", "redirect_dir=on,index=on,xino=on,metacopy=off", ""),
         Profile("metacopy", "redirect_dir=on,index=on,xino=on,metacopy=on", "metacopy=on", metacopy=True),
         Profile("userxattr", "userxattr,index=on,xino=on", "userxattr", prefix=USER),
-        Profile("rootless", "userxattr", "", prefix=USER, user_namespace=True),
+        Profile("rootless", "userxattr,xino=on", "index=off", prefix=USER, user_namespace=True),
     )
 }
 
@@ -57,12 +67,15 @@ class Side:
     Built with `stack`; each lower is read back then, so that `lowers_changed` can tell whether any was touched.
     """
 
-    def __init__(self, base: Path, stack: Stack, mounter: Mounter, prefix: str, since: int, *, stale_handles: bool):
+    def __init__(
+        self, base: Path, stack: Stack, mounter: Mounter, profile: Profile, since: int, *, stale_handles: bool
+    ) -> None:
         self.base = os.fsencode(base)
         self.name = base.name
         self.mounter = mounter
         self.since = since
         self.stale_handles = stale_handles
+        self.atimes = profile.atimes
         self.handles: dict[int, Handle] = {}
         self.lowers: list[bytes] = []
         self._kept: list[Tree] = []
@@ -72,7 +85,7 @@ class Side:
         self.mnt = self._directory(b"mnt")
         for number, layer in enumerate(stack):
             lower = self._directory(b"lower%d" % number)
-            build(lower, layer, prefix)
+            build(lower, layer, profile.prefix)
             self.lowers.append(lower)
             self._kept.append(read_tree(lower, since))
         self._new_upper()

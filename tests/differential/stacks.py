@@ -5,7 +5,8 @@ import stat
 from dataclasses import replace
 from typing import Final
 
-from tests.support.trees import ACL_ACCESS, ACL_DEFAULT, Kind, Layer, Node, Stack, acl
+from tests.differential.side import Profile
+from tests.support.trees import ACL_ACCESS, ACL_DEFAULT, USER, Kind, Layer, Node, Stack, acl
 
 NAMES: Final = (b"a", b"b", b"c", b"d", b"e", "ü".encode(), b"\xff\xfe", b"n" * 255)
 TARGETS: Final = (b"a", b"b/c", b"./a", b"missing", b"/nonexistent/x", b"d", b"t" * 300)
@@ -214,9 +215,11 @@ NASTY: Final[dict[str, Stack]] = {
 }
 
 
-def without_privilege(stack: Stack, *, devices: bool) -> Stack:
-    """The stack without what user.* marks cannot express (see SKIPPED in known.py) or, if so asked, without devices."""
-    return tuple(_layer_without_privilege(layer, devices=devices) for layer in stack)
+def fitting(stack: Stack, profile: Profile) -> Stack:
+    """The stack without what user.* marks cannot express (see SKIPPED in known.py), or what takes privilege to make."""
+    if profile.prefix != USER:
+        return stack
+    return tuple(_layer_without_privilege(layer, devices=not profile.user_namespace) for layer in stack)
 
 
 def _layer_without_privilege(layer: Layer, *, devices: bool) -> Layer:
@@ -235,6 +238,11 @@ def _unprivileged(xattrs: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, byt
 _KINDS: Final[tuple[Kind, ...]] = ("file", "dir", "file", "dir", "symlink", "link", "whiteout", "fifo", "file", "chr")
 _DIR_MODES: Final = (0o755, 0o755, 0o777, 0o1777, 0o2775, 0o700)
 _FILE_MODES: Final = (0o644, 0o666, 0o664, 0o600, 0o4755, 0o2755, 0o755)
+
+
+def any_stack(source: random.Random, profile: Profile) -> Stack:
+    """A stack for a profile: one of the nasty ones, or a random one."""
+    return fitting(source.choice([*NASTY.values()]) if source.randrange(2) else random_stack(source), profile)
 
 
 def random_stack(source: random.Random) -> Stack:

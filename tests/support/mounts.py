@@ -30,6 +30,10 @@ class MountFailed(AssertionError):
     """A mount did not come up, did not go away, or its daemon misbehaved; the message holds the log."""
 
 
+# The numbers of the FUSE connections that tests have made.
+connections_made: Final[set[str]] = set()
+
+
 @dataclass(slots=True)
 class Mount:
     """A live mount: where it is, and for a FUSE one its daemon, connection number and log file."""
@@ -220,6 +224,7 @@ def _wait_until_answers(live: Mount, process: subprocess.Popen[bytes], before: s
     if device is None or device == before:
         raise failed("is not a mountpoint although the program said so")
     live.connection = int(device.partition(":")[2])
+    connections_made.add(str(live.connection))
     live.pid = _daemon_of(live.path) if daemonise else process.pid
     patience = threading.Timer(_START_LIMIT, _abort, (live, _START_LIMIT))
     patience.daemon = True
