@@ -14,7 +14,7 @@ from benchmarks.peers import PEERS, ROOT, Peer, PeerMissing
 from benchmarks.plots import draw
 from benchmarks.profiling import profile
 from benchmarks.publish import publish
-from benchmarks.report import table
+from benchmarks.report import report
 from benchmarks.results import Run
 from benchmarks.run import Plan, WrongPlace, check_scratch, isolate, measure
 from benchmarks.workload import WORKLOADS, Unknown, choose
@@ -56,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     profiled.set_defaults(act=_profile)
     listed = commands.add_parser("list", help="the workloads and the peers")
     listed.set_defaults(act=_list)
-    report = commands.add_parser("report", help="the table and plots once more, of results that are there")
-    report.add_argument("--output", type=Path, default=RESULTS)
-    report.set_defaults(act=_report)
+    again = commands.add_parser("report", help="the table and plots once more, of results that are there")
+    again.add_argument("--output", type=Path, default=RESULTS)
+    again.set_defaults(act=_report)
     published = commands.add_parser("publish", help="put the results into the README, and a line into the ledger")
     published.set_defaults(act=_publish)
     return parser
@@ -106,7 +106,7 @@ def _temporary() -> str:
 def _write(run: Run, output: Path) -> None:
     for old in output.glob("*.png"):
         old.unlink()
-    (output / "table.md").write_text(table(run))
+    (output / "table.md").write_text(report(run))
     draw(run, output)
 
 

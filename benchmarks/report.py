@@ -1,7 +1,7 @@
 """The Markdown table of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from benchmarks.peers import PEERS
@@ -11,30 +11,33 @@ from benchmarks.workload import WORKLOADS
 KERNEL: Final = "kernel"
 
 
-def table(run: Run) -> str:
+def report(run: Run) -> str:
     """What was run, one row a workload, and what failed."""
+    parts = [about(run), table(run, run.workloads()), failures(run), side_results(run)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(run: Run, workloads: Collection[str]) -> str:
     peers = run.peers()
     ours = [peer.name for peer in PEERS if peer.ours and peer.name in peers]
     titles = {peer.name: peer.title for peer in PEERS}
     head = ["workload", *(titles[peer] for peer in peers), *(f"{name} / best FUSE peer" for name in ours)]
     rows = [head, ["---", *("---:" for _ in head[1:])]]
     for name in WORKLOADS:
-        if name in run.workloads():
+        if name in workloads:
             rows.append([f"{WORKLOADS[name].title} (`{name}`)", *(_cell(run, name, peer) for peer in peers)])
             rows[-1] += [_against_best(run, name, peer) for peer in ours]
-    lines = [_about(run), "", *(f"| {' | '.join(row)} |" for row in rows)]
-    failures = run.failures()
-    if failures or run.missing:
-        lines += ["", "What failed:", ""]
-        lines += [f"- {peer} is missing: {why}" for peer, why in run.missing.items()]
-        lines += [f"- `{name}` on {titles[peer]}: {_one_line(why)}" for (name, peer), why in failures.items()]
-    notes = _side_results(run)
-    if notes:
-        lines += ["", *notes]
-    return "\n".join(lines) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _about(run: Run) -> str:
+def failures(run: Run) -> str:
+    titles = {peer.name: peer.title for peer in PEERS}
+    lines = [f"- {peer} is missing: {why}" for peer, why in run.missing.items()]
+    lines += [f"- `{name}` on {titles[peer]}: {_one_line(why)}" for (name, peer), why in run.failures().items()]
+    return "\n".join(["What failed:", "", *lines]) if lines else ""
+
+
+def about(run: Run) -> str:
     machine = run.machine
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items() if name not in ("ext4", KERNEL))
     counts = [len({one.round for one in run.measurements if one.workload == name}) for name in run.workloads()]
@@ -69,7 +72,7 @@ def _against_best(run: Run, workload: str, peer: str) -> str:
     return f"**{shown}**" if ratio.median < 1 else shown
 
 
-def _side_results(run: Run) -> Iterable[str]:
+def side_results(run: Run) -> str:
     names = dict.fromkeys(name for one in run.measurements for name in one.outcome.notes)
     lines = []
     for name in names:
@@ -78,7 +81,7 @@ def _side_results(run: Run) -> Iterable[str]:
             if found:
                 shown = ", ".join(f"{peer} {quantity(note.median)}" for peer, note in found.items())
                 lines.append(f"- `{workload}`, {name}: {shown}")
-    return lines
+    return "\n".join(lines)
 
 
 def amount(value: float, unit: str) -> str:

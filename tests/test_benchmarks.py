@@ -15,7 +15,7 @@ import benchmarks.workloads as registered
 from benchmarks import ledger, profiling, publish
 from benchmarks.inputs import Inputs
 from benchmarks.peers import PEERS, FuseOverlayfs2, Peer, PeerMissing, Stack
-from benchmarks.report import amount, table
+from benchmarks.report import amount, report
 from benchmarks.requests import NoTrace, collect, switch, tracing
 from benchmarks.results import Machine, Measurement, Run
 from benchmarks.run import Plan, WrongPlace, measure
@@ -238,13 +238,13 @@ def test_the_table_shows_failures_and_missing_peers() -> None:
         {"walk": {"kernel": [0.1, 0.1], "fuse-overlayfs": [0.4, 0.5], "unionfs-fuse": [None], "portable": [0.2, 0.2]}}
     )
     run.missing["fuse-overlayfs-2"] = "no cargo"
-    text = table(run)
+    text = report(run)
     row = next(line for line in text.splitlines() if "`walk`" in line and line.startswith("|"))
     assert "| 200 ms (2.00 × ± 0%) |" in row
     assert "| fails |" in row
     assert "**0.450 × ± 11%**" in row
     assert "- `walk` on unionfs-fuse: it broke" in text
-    once = table(a_run({"walk": {"kernel": [0.1], "portable": [0.2]}}))
+    once = report(a_run({"walk": {"kernel": [0.1], "portable": [0.2]}}))
     assert "| 100 ms | 200 ms (2.00 ×) | – |" in once
     assert "- fuse-overlayfs-2 is missing: no cargo" in text
 
