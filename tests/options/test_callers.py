@@ -280,7 +280,7 @@ def test_rootless_podman_with_its_own_map(
         ls "$2" | wc -l
         umount "$2"
     """
-    words = [_ROOTLESS, REPOSITORY, str(_FIRST_SUBORDINATE), inside, name, options, store.merged]
+    words: list[str | Path] = [_ROOTLESS, REPOSITORY, str(_FIRST_SUBORDINATE), inside, name, options, store.merged]
     done = subprocess.run(
         [sys.executable, "-c", *words],
         cwd=store.root, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
