@@ -48,7 +48,7 @@ def open_overlay(config):
 {definitions}
 
 mounting.ANSWER_LIMIT = {answer_limit}
-mounting._load = lambda: (open_overlay, serve)
+mounting._load = lambda config: (open_overlay, serve)
 sys.exit(mount_program.main())
 """
 
@@ -593,7 +593,7 @@ def _many(count: int) -> str:
         (["-o", "lowerdir=lower,upperdir=upper,workdir=work", "upper/sub"], "is inside upperdir"),
         (["-o", "lowerdir=lower,nfs_export=on", "mnt"], "nfs_export=on is not supported"),
         (["-o", "lowerdir=lower,verity=require", "mnt"], "verity=require is not supported"),
-        (["-o", "lowerdir=lower,engine=native", "mnt"], "engine cannot be 'native'"),
+        (["-o", "lowerdir=lower,engine=fast", "mnt"], "engine cannot be 'fast'"),
         (["-o", "lowerdir=lower,remount", "mnt"], "remount is not supported"),
         (["-o", 'lowerdir=lower,context="u:r', "mnt"], "no closing quote"),
         (["-o", "lowerdir=lower,uidmapping=0:1", "mnt"], "triplets"),
