@@ -1,7 +1,7 @@
 """A Debian root on a mount of the filesystem under test, and commands run in it.
 
 `OVERLAYFS_PY_REALROOT_ON` chooses another filesystem than ours, to check the tests themselves: `kernel` or
-`fuse-overlayfs`.
+`fuse-overlayfs`; or another engine of ours: `native`.
 """
 
 import contextlib
@@ -63,7 +63,8 @@ class Root:
         elif FILESYSTEM == "fuse-overlayfs":
             self._mounted.enter_context(fuse_overlayfs_mount(*stack))
         else:
-            self._mounted.enter_context(our_mount(*stack))
+            options = "engine=native" if FILESYSTEM == "native" else ""
+            self._mounted.enter_context(our_mount(*stack, options))
 
     def close(self) -> None:
         self._mounted.close()
