@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 COLOURS = dict(
     zip(
@@ -70,6 +71,7 @@ def _bars(run: Run, group: str, names: Sequence[str], file: Path) -> Path:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(names)), [WORKLOADS[name].title for name in names], fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

@@ -9,6 +9,7 @@ from benchmarks.results import Figure, Run
 from benchmarks.workload import WORKLOADS
 
 KERNEL: Final = "kernel"
+_OURS: Final = {peer.name for peer in PEERS if peer.ours}
 
 
 def report(run: Run) -> str:
@@ -19,14 +20,12 @@ def report(run: Run) -> str:
 
 def table(run: Run, workloads: Collection[str]) -> str:
     peers = run.peers()
-    ours = [peer.name for peer in PEERS if peer.ours and peer.name in peers]
     titles = {peer.name: peer.title for peer in PEERS}
-    head = ["workload", *(titles[peer] for peer in peers), *(f"{name} / best FUSE peer" for name in ours)]
+    head = ["workload", *(titles[peer] for peer in peers)]
     rows = [head, ["---", *("---:" for _ in head[1:])]]
     for name in WORKLOADS:
         if name in workloads:
             rows.append([f"{WORKLOADS[name].title} (`{name}`)", *(_cell(run, name, peer) for peer in peers)])
-            rows[-1] += [_against_best(run, name, peer) for peer in ours]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -46,9 +45,9 @@ def about(run: Run) -> str:
         f"{run.date[:10]}, kernel {machine.kernel}, {machine.system}, {machine.processors} processors, "
         f"{machine.memory / 2**30:.0f} GiB; {versions}; Python {machine.python}. {rounds} rounds in "
         f"{run.seconds / 60:.0f} minutes; load {machine.load_before:.1f} before.\n\n"
-        "Each cell: the median, in brackets how many times as long it takes as the kernel's overlayfs, and ± half of "
-        "what lies between the least and the greatest of these ratios. The last columns compare with whichever FUSE "
-        "peer is the fastest at the workload: below 1 ours is faster."
+        "Each cell: the median; in brackets how many times as long it takes as the kernel's overlayfs, and ± half of "
+        "what lies between the least and the greatest of these ratios; for ours, after the semicolon, the same "
+        "compared with whichever FUSE peer is the fastest at that workload, in bold where ours is faster."
     )
 
 
@@ -60,16 +59,12 @@ def _cell(run: Run, workload: str, peer: str) -> str:
     ratio = run.ratio(workload, peer, KERNEL)
     if peer == KERNEL or ratio is None:
         return f"{shown}{width(figure)}"
-    return f"{shown} ({times(ratio.median)}{width(ratio)})"
-
-
-def _against_best(run: Run, workload: str, peer: str) -> str:
-    best = run.best_fuse(workload)
-    ratio = run.ratio(workload, peer, best) if best else None
-    if ratio is None:
-        return "–"
-    shown = f"{times(ratio.median)}{width(ratio)}"
-    return f"**{shown}**" if ratio.median < 1 else shown
+    best = run.best_fuse(workload) if peer in _OURS else None
+    against = run.ratio(workload, peer, best) if best else None
+    if against is None:
+        return f"{shown} ({times(ratio.median)}{width(ratio)})"
+    second = f"{times(against.median)}{width(against)}"
+    return f"{shown} ({times(ratio.median)}{width(ratio)}; {f'**{second}**' if against.median < 1 else second})"
 
 
 def side_results(run: Run) -> str:

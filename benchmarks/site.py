@@ -159,10 +159,13 @@ class Site:
             total += int(found[1]) * 1024 if found else 0
         return total
 
-    def mount(self, number: int = 0) -> Path:
-        """Mount the workload's layers with an upper of its own, and wait for the first answer; returns where."""
+    def mount(self, number: int = 0, lowers: Sequence[Path] = ()) -> Path:
+        """Mount the workload's layers, or others, with an upper of its own, and wait for the first answer.
+
+        Returns the mountpoint; each `number` has one.
+        """
         mountpoint = self.base / f"mnt{number or ''}"
-        self.peer.mount(self._stacks.get(number) or self._stack(number), mountpoint)
+        self.peer.mount(self._stacks.get(number) or self._stack(number, tuple(lowers)), mountpoint)
         os.listdir(mountpoint)
         return mountpoint
 
@@ -193,12 +196,12 @@ class Site:
         if self.workload.mounted:
             self.mount()
 
-    def _stack(self, number: int) -> Stack:
+    def _stack(self, number: int, lowers: tuple[Path, ...] = ()) -> Stack:
         """Directories for a mount, and all the peer needs before it."""
         upper, work = (self._layers() / f"{kind}{number or ''}" for kind in ("upper", "work"))
         for path in (self.base / f"mnt{number or ''}", upper, work):
             path.mkdir()
-        made = self._stacks[number] = Stack(self._lowers(), upper, work, self.workload.changes_lower)
+        made = self._stacks[number] = Stack(lowers or self._lowers(), upper, work, self.workload.changes_lower)
         self.peer.prepare(made)
         return made
 
