@@ -263,7 +263,8 @@ def _stop(live: Mount, process: subprocess.Popen[bytes], *, daemonise: bool) -> 
 def _abort(live: Mount, limit: float | None) -> None:
     if limit is not None:
         live.problems.append(f"took longer than {limit} s; its connection was aborted")
-    if live.connection:
+    # Once unmounted, the number may be that of somebody else's connection.
+    if live.connection and mounted_at(live.path) is not None:
         with contextlib.suppress(FileNotFoundError, PermissionError):
             (CONNECTIONS / str(live.connection) / "abort").write_text("1")
 
