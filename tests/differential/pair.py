@@ -16,7 +16,6 @@ from tests.differential.script import USERS, Result, Script, Stat, Step, User, s
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
 from tests.support.trees import (
-    USER,
     Difference,
     Entry,
     Stack,
@@ -96,7 +95,7 @@ class Pair:
         return Script(self.profile.name, self.stack, tuple(self.done))
 
     def do(self, step: Step) -> None:
-        if undefined(self.first, step, userxattr=self.profile.prefix == USER, metacopy=self.profile.metacopy):
+        if undefined(self.first, step, self.profile):
             return
         self.done.append(step)
         before: list[dict[bytes, int]] = [{}, {}]

@@ -35,8 +35,8 @@ class Where(Protocol):
     def at(self, path: bytes) -> bytes:
         """The absolute path of a path of the script."""
 
-    def has_index_entries(self) -> bool:
-        """Whether the upper layer holds hard-linked lower files."""
+    def would_lose_links(self) -> bool:
+        """Whether the kernel would not keep all hard links of the upper layer, were it a lower one."""
 
     def remount(self) -> None:
         """Unmount and mount again."""

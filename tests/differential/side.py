@@ -42,7 +42,7 @@ PROFILES = {
         Profile("privileged", "redirect_dir=on,index=on,xino=on,metacopy=off", ""),
         Profile("metacopy", "redirect_dir=on,index=on,xino=on,metacopy=on", "metacopy=on", metacopy=True),
         Profile("userxattr", "userxattr,index=on,xino=on", "userxattr", prefix=USER),
-        Profile("rootless", "userxattr,xino=on", "index=off", prefix=USER, user_namespace=True),
+        Profile("rootless", "userxattr,xino=on", "", prefix=USER, user_namespace=True),
     )
 }
 
@@ -131,7 +131,7 @@ class Side:
         self._new_upper()
         self.mount()
 
-    def has_index_entries(self) -> bool:
+    def would_lose_links(self) -> bool:
         index = os.path.join(self.work, b"index")
         return os.path.isdir(index) and bool(os.listdir(index))
 

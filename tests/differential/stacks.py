@@ -216,19 +216,18 @@ NASTY: Final[dict[str, Stack]] = {
 
 
 def fitting(stack: Stack, profile: Profile) -> Stack:
-    """The stack without what user.* marks cannot express (see SKIPPED in known.py), or what takes privilege to make."""
+    """The stack without what takes more than the profile has: see SKIPPED in known.py."""
+    return tuple(_fitting_layer(layer, profile) for layer in stack)
+
+
+def _fitting_layer(layer: Layer, profile: Profile) -> Layer:
     if profile.prefix != USER:
-        return stack
-    return tuple(_layer_without_privilege(layer, devices=not profile.user_namespace) for layer in stack)
-
-
-def _layer_without_privilege(layer: Layer, *, devices: bool) -> Layer:
-    files = {node.path for node in layer if node.kind == "file"}
-    return tuple(
-        node if devices else replace(node, xattrs=_unprivileged(node.xattrs))
-        for node in layer
-        if (node.kind != "link" or node.data in files) and (devices or node.kind not in ("chr", "blk"))
-    )
+        return layer
+    if not profile.user_namespace:
+        files = {node.path for node in layer if node.kind == "file"}
+        return tuple(node for node in layer if node.kind != "link" or node.data in files)
+    kept = (node for node in layer if node.kind not in ("link", "chr", "blk"))
+    return tuple(replace(node, xattrs=_unprivileged(node.xattrs)) for node in kept)
 
 
 def _unprivileged(xattrs: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
