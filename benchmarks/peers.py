@@ -32,12 +32,12 @@ class MountError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers to mount: lower ones topmost first; `changes_lower` where the workload changes what they hold."""
+    """Layers to mount: lower ones topmost first; `writes` where the workload does."""
 
     lowers: tuple[Path, ...]
     upper: Path
     work: Path
-    changes_lower: bool = False
+    writes: bool = False
 
 
 class Peer:
@@ -47,6 +47,8 @@ class Peer:
     title: str
     fuse = True
     ours = False
+    only_writes = False
+    """It differs from another peer in writing alone, so that only workloads that write are run on it."""
 
     def install(self) -> None:
         """Find the peer or install it. Raises PeerMissing."""
@@ -94,15 +96,15 @@ class Plain(Peer):
         return os.uname().release
 
     def prepare(self, stack: Stack) -> None:
-        if len(stack.lowers) > 1 or stack.changes_lower:
+        if len(stack.lowers) > 1 or stack.writes:
             # The topmost layer comes first, and what is there is kept.
-            copy = ["cp", "--archive", "--no-clobber", *([] if stack.changes_lower else ["--link"])]
+            copy = ["cp", "--archive", "--no-clobber", *([] if stack.writes else ["--link"])]
             _run([*copy, "--target-directory", str(stack.upper), *(f"{lower}/." for lower in stack.lowers)])
 
     def mount(self, stack: Stack, mountpoint: Path) -> None:
-        copied = len(stack.lowers) > 1 or stack.changes_lower
+        copied = len(stack.lowers) > 1 or stack.writes
         mount(os.fsencode(stack.upper if copied else stack.lowers[0]), os.fsencode(mountpoint), None, MS_BIND)
-        if not stack.changes_lower:
+        if not stack.writes:
             # A workload that does change what it declared unchanged must not reach the layer.
             mount(b"none", os.fsencode(mountpoint), None, MS_BIND | MS_REMOUNT | MS_RDONLY)
 
@@ -204,10 +206,11 @@ class Ours(Peer):
 
     ours = True
 
-    def __init__(self, name: str, options: str) -> None:
+    def __init__(self, name: str, options: str, *, only_writes: bool = False) -> None:
         self.name = name
         self.title = f"ours, {name}"
         self.options = options
+        self.only_writes = only_writes
 
     def install(self) -> None:
         if "uring=on" in self.options and not Path("/sys/module/fuse/parameters/enable_uring").exists():
@@ -238,7 +241,7 @@ PEERS: Final[tuple[Peer, ...]] = (
     FuseOverlayfs2(),
     UnionfsFuse(),
     Ours("portable", "engine=portable"),
-    Ours("portable-writeback", "engine=portable,writeback"),
+    Ours("portable-writeback", "engine=portable,writeback", only_writes=True),
     Ours("native", "engine=native,uring=off"),
     Ours("native-uring", "engine=native,uring=on"),
 )

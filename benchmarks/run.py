@@ -123,6 +123,8 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
                         inputs.warm(name)
                 turn = number % len(peers)
                 for peer in [*peers[turn:], *peers[:turn]]:
+                    if peer.only_writes and not workload.writes:
+                        continue
                     if (workload.name, peer.name) in hopeless:
                         continue
                     outcome = Site(scratch / "site", peer, workload, inputs).measure()

@@ -201,7 +201,7 @@ class Site:
         upper, work = (self._layers() / f"{kind}{number or ''}" for kind in ("upper", "work"))
         for path in (self.base / f"mnt{number or ''}", upper, work):
             path.mkdir()
-        made = self._stacks[number] = Stack(lowers or self._lowers(), upper, work, self.workload.changes_lower)
+        made = self._stacks[number] = Stack(lowers or self._lowers(), upper, work, self.workload.writes)
         self.peer.prepare(made)
         return made
 

@@ -38,8 +38,8 @@ class Workload:
     """At most so many rounds."""
     cold: bool
     """It drops the caches, so that it runs after the others."""
-    changes_lower: bool
-    """It changes or covers what the lower layers hold, so that the floor needs a copy."""
+    writes: bool
+    """It writes, so that the floor needs a copy of the layers, and peers that differ in writing are measured."""
     mounted: bool
     """Whether the mount is made for it; otherwise it calls `site.mount`."""
     filesystem: Filesystem
@@ -62,7 +62,7 @@ def workload(
     limit: float = 60.0,
     rounds: int = 100,
     cold: bool = False,
-    changes_lower: bool = False,
+    writes: bool = False,
     mounted: bool = True,
     filesystem: Filesystem = "scratch",
 ) -> Callable[[Work], Work]:
@@ -88,7 +88,7 @@ def workload(
                 limit=limit,
                 rounds=rounds,
                 cold=cold,
-                changes_lower=changes_lower,
+                writes=writes,
                 mounted=mounted,
                 filesystem=filesystem,
             )

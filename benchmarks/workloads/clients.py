@@ -64,7 +64,7 @@ def read(site: Site) -> None:
     "{size} clients create 300 files each",
     group="clients",
     sizes=_CLIENTS,
-    changes_lower=True,
+    writes=True,
 )
 def create(site: Site) -> None:
     def client(site: Site, folder: Path) -> None:
@@ -79,7 +79,7 @@ def create(site: Site) -> None:
     "{size} clients write 16 MiB each",
     group="clients",
     sizes=_CLIENTS,
-    changes_lower=True,
+    writes=True,
 )
 def write(site: Site) -> None:
     block = bytes(_BLOCK)

@@ -27,7 +27,7 @@ def _first_write(site: Site) -> None:
     group="copy-up",
     inputs=["image-ext4"],
     filesystem="ext4",
-    changes_lower=True,
+    writes=True,
     limit=120.0,
     rounds=2,
 )
@@ -41,7 +41,7 @@ def first_write_ext4(site: Site) -> None:
     group="copy-up",
     inputs=["image-xfs"],
     filesystem="xfs",
-    changes_lower=True,
+    writes=True,
     limit=120.0,
     rounds=2,
 )

@@ -54,7 +54,7 @@ def _register() -> None:
                         group="fio",
                         tools=["fio"],
                         lowers=["blocks"] if operation == "read" else [],
-                        changes_lower=operation == "write",
+                        writes=operation == "write",
                     )(_fio(pattern, operation, block, way))
 
 
