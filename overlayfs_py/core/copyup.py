@@ -309,11 +309,12 @@ def _place(
     parent = node.parent
     assert parent is not None and parent.upper is not None
     linked = st.st_nlink > 1
-    origin = index.origin_of(fs, lower) if fs.index is not None or not linked else None
+    indexed = linked and index.covers(fs, node.kind)
+    origin = index.origin_of(fs, lower) if indexed or not linked else None
     _set_origin(fs, staged.fd, origin)
     upper = Real(parent.upper.layer, parent.upper, node.name)
     upper_ino = os.fstat(staged.fd).st_ino
-    if linked and fs.index is not None and origin is not None:
+    if indexed and fs.index is not None and origin is not None:
         xattrs.fset(staged.fd, fs.marks.nlink, b"L+0")
         upper = Real(fs.index, fs.index.root, index.entry_name(origin))
         staged.link(fs.index.fd, upper.name)

@@ -30,6 +30,14 @@ log = logging.getLogger(__name__)
 _NLINK = re.compile(rb"([UL])([+-][0-9]{1,9})")
 
 
+def covers(fs: Overlay, kind: int) -> bool:
+    """Whether hard links of objects of this type are kept. Marks in `user.*` go on regular files and directories alone
+    (xattr(7)); the names of other objects part on copy-up then."""
+    if fs.index is None or kind == stat.S_IFDIR:
+        return False
+    return kind == stat.S_IFREG or not fs.marks.prefix.startswith(b"user.")
+
+
 def origin_of(fs: Overlay, real: Real) -> bytes | None:
     """The value of the `origin` mark for a copy of `real`; None where its filesystem gives no handles we know."""
     if real.layer.inode_of is None or real.parent is None:

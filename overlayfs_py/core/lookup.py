@@ -82,7 +82,7 @@ def find(fs: Overlay, parent: Node, name: bytes) -> Found | None:
     if st is None:
         return None
     found = Found(st, None, lowers, fs.numbers.number(st.st_dev, st.st_ino))
-    if fs.index is not None and st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+    if st.st_nlink > 1 and index.covers(fs, stat.S_IFMT(st.st_mode)):
         return index.find(fs, found) or found
     return found
 
@@ -406,7 +406,7 @@ def _same_object(fs: Overlay, known: Node, kind: int, upper_ino: int, found: Fou
     if known.upper is not None or found.upper is not None:
         return known.upper_ino == upper_ino and found.st.st_nlink > 1
     # Without an index these names part on copy-up, so they are one object only while nothing can be copied up.
-    return found.st.st_nlink > 1 and (fs.index is not None or fs.work is None)
+    return found.st.st_nlink > 1 and (index.covers(fs, kind) or fs.work is None)
 
 
 def lower_positive(fs: Overlay, parent: Node, name: bytes) -> bool:

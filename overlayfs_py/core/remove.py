@@ -52,7 +52,7 @@ def prepare_linked(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[
 
     A lower object has to be copied up for that, as the index is the only place where its count can be kept.
     """
-    if node.kind == stat.S_IFDIR or fs.index is None:
+    if not index.covers(fs, node.kind):
         return
     if node.indexed or (node.upper is None and objects.stat_node(fs, node).st_nlink > 1):
         yield from copyup.copy_up_name(fs, node, parent, name)

@@ -27,6 +27,8 @@ MS_RELATIME: Final = 1 << 21
 
 _LIMIT: Final = 120.0  # seconds one of our mounts may last: a request that hangs ends with it
 _SMALL: Final = 4 << 20  # bytes of the filesystem that gets full
+_OUR_OPTIONS: Final[dict[Flavour, str]] = {"relatime": "atime", "user-marks": "userxattr"}
+_KERNEL_OPTIONS: Final[dict[Flavour, str]] = {"read-only": "", "user-marks": "userxattr,index=off"}
 
 
 class Placement(NamedTuple):
@@ -68,7 +70,7 @@ class Stack:
         upper, work = (None, None) if self.flavour == "read-only" else (self.upper, self.work)
         atime = MS_RELATIME if self.flavour == "relatime" else MS_NOATIME
         if self.kind in ("ours", "native"):
-            options = "atime" if self.flavour == "relatime" else ""
+            options = _OUR_OPTIONS.get(self.flavour, "")
             if self.kind == "native":
                 options += ",engine=native"
             self._mounted.enter_context(our_mount(self.mnt, lowers, upper, work, options, limit=_LIMIT))
@@ -77,14 +79,15 @@ class Stack:
             mount(os.fsencode(self.upper), os.fsencode(self.mnt), None, MS_BIND)
             self._mounted.callback(unmount, self.mnt)
         else:
-            options = "" if self.flavour == "read-only" else "redirect_dir=on,index=on"
+            options = _KERNEL_OPTIONS.get(self.flavour, "redirect_dir=on,index=on")
             self._mounted.enter_context(kernel_mount(self.mnt, lowers, upper, work, options))
         flags = MS_REMOUNT | MS_BIND | atime | (MS_RDONLY if self.flavour == "read-only" else 0)
         mount(b"none", os.fsencode(self.mnt), None, flags)
 
     def down(self) -> None:
         self._mounted.close()
-        if self.kind != "ext4" and self.flavour != "read-only":
+        # The kernel leaves a whiteout there, to link others from.
+        if self.kind in ("ours", "native") and self.flavour != "read-only":
             left = sorted(os.listdir(self.work / "work"))
             assert not left, f"left in the workdir of {self.kind}: {left}"
 
@@ -171,7 +174,9 @@ class Stacks:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "prepared(build): a function that makes the test's files")
     config.addinivalue_line("markers", "in_lower(build): a function that makes the test's files in a lower layer")
-    config.addinivalue_line("markers", "flavour(name): the root is read-only, small enough to fill, or keeps atimes")
+    config.addinivalue_line(
+        "markers", "flavour(name): the mount is read-only, small enough to fill, or has other options"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,7 +19,7 @@ P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., object])
 
 Kind = Literal["ext4", "kernel-overlay", "ours", "native"]
-Flavour = Literal["usual", "read-only", "full", "relatime"]
+Flavour = Literal["usual", "read-only", "full", "relatime", "user-marks"]
 Place = Literal["fresh", "lower"]
 
 _CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; os and time lack it
