@@ -132,8 +132,9 @@ def our_mount(
     The log is the daemon's standard error, in a temporary file unless `log` names one. Raises MountFailed when the
     mount does not come up, cannot be unmounted, takes longer than `limit` seconds altogether (its connection is
     aborted then), when the daemon ends with another status than 0, or, with `clean_log`, when it logged a traceback
-    or an unexpected error.
+    or an unexpected error. OVERLAYFS_PY_TEST_OPTIONS in the environment holds further options, to try all tests with.
     """
+    options = b",".join((os.fsencode(options), os.fsencode(os.environ.get("OVERLAYFS_PY_TEST_OPTIONS", ""))))
     command = [sys.executable.encode(), b"-m", b"overlayfs_py", *([] if daemonise else [b"-f"]), b"-o"]
     command += [layer_options(lowers, upper, work, options), os.fsencode(mountpoint)]
     with _daemon(mountpoint, command, log, daemonise=daemonise, clean_log=clean_log, limit=limit) as live:
