@@ -255,12 +255,23 @@ def _lesser(label: str, cases: Iterable[Case], **fields: Any) -> list[Case]:
 _OVER_DIRECTORY: Final = ("rename dir over lower empty", "rename dir over whiteouts")
 _STAGED: Final = [case for case in CREATION if case.name.startswith(("create", "mknod")) and "root" not in case.name]
 _OVER_WHITEOUT: Final = [case for case in CREATION if "whiteout" in case.name]
-_ONE_STEP: Final = [case for case in RENAMES if case.name not in _OVER_DIRECTORY]
+_LEAVING_WHITEOUT: Final = [
+    case
+    for case in RENAMES
+    if case.name not in _OVER_DIRECTORY and not any(word in case.name for word in ("upper", "exchange", "metacopy"))
+]
+# What differs with the kind of whiteout has been tried with the other kind.
+_FEW: Final = [
+    case
+    for case in RENAMES
+    if case.name in ("rename file", "rename over copy", "rename merged dir", "rename dir over whiteout")
+]
+_XATTR: Final = (*_OVER_WHITEOUT, *REMOVAL, *_LEAVING_WHITEOUT)
 
 LESSER_CASES: Final = (
     *_lesser("without O_TMPFILE", (*COPY_UPS, *_STAGED), tmpfiles=False),
-    *_lesser("without RENAME_WHITEOUT", (*REMOVAL, *_ONE_STEP), rename_whiteout=False),
-    *_lesser("xattr whiteouts", (*_OVER_WHITEOUT, *REMOVAL, *_ONE_STEP), rename_whiteout=False, whiteouts="xattr"),
+    *_lesser("without RENAME_WHITEOUT", _FEW, rename_whiteout=False),
+    *_lesser("xattr whiteouts", _XATTR, rename_whiteout=False, whiteouts="xattr"),
 )
 """The same on filesystems that can do less."""
 _TWO_STEPS: Final = [case for case in RENAMES if case.name in _OVER_DIRECTORY]
