@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from tests.differential.known import ROOT_MARKS, accepted, better, undefined, without_ghosts, without_needless_copies
-from tests.differential.script import USERS, Result, Script, Stat, Step, User, show, written
+from tests.differential.script import SCRIPT, USERS, Result, Script, Stat, Step, User, show, written
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
 from tests.support.trees import (
@@ -116,7 +116,7 @@ class Pair:
                     self._diverge("afterwards", f"{path!r}: {seen}", f"{path!r}: {looks[1][path]}", (name, *kinds))
 
     def _accepted(self, step: Step, first: Result, second: Result) -> bool:
-        return accepted(self.first, step, first, second, metacopy=self.profile.metacopy)
+        return accepted(self.first, step, first, second, self.profile)
 
     def check_visible(self) -> tuple[Tree, Tree]:
         trees = self._visible(self.first, self.first), self._visible(self.second, self.second)
@@ -192,7 +192,7 @@ def report(script: Script, finding: Finding) -> str:
     last = f"after step {finding.step}: {written(script.steps[finding.step])}" if script.steps else "before any step"
     return (
         f"{finding.stage} differs {last}\n\n--- first (the kernel) ---\n{finding.first}\n\n"
-        f"--- second (ours) ---\n{finding.second}\n\n--- script ---\n{show(script)}"
+        f"--- second (ours) ---\n{finding.second}\n\n{SCRIPT}{show(script)}"
     )
 
 
@@ -313,7 +313,7 @@ def _index_on_disk(side: Side, prefix: str) -> list[str]:
     tree = side.on_disk(directory)
     # The kernel keeps the whiteout it links again and again in the index.
     entries = [_comparable(entry, prefix) for entry in tree.values() if entry.kind not in ("dir", "whiteout")]
-    ignored = ("group", "atime")
+    ignored = ("group", "atime", "mtime", "sparse")
     return sorted(
         str({field.name: getattr(entry, field.name) for field in fields(entry) if field.name not in ignored})
         for entry in entries

@@ -580,6 +580,9 @@ def inode_numbers(root: bytes) -> dict[bytes, int | str]:
     return numbers
 
 
+SCRIPT: Final = "--- script ---\n"
+
+
 def show(script: Script) -> str:
     """A script as Python text, for `python -m tests.differential replay`."""
     layers = ""
@@ -602,11 +605,11 @@ def written(value: object) -> str:
 
 
 def load(text: str) -> Script:
-    """The script that `show` wrote."""
+    """The script that `show` wrote, alone or at the end of a report."""
     from tests.support import trees
 
     names: dict[str, object] = {**vars(trees), **globals()}
-    exec(text, names)
+    exec(text.rpartition(SCRIPT)[2], names)
     stack, steps = names["stack"], names["steps"]
     assert isinstance(stack, tuple) and isinstance(steps, tuple)
     return Script(str(names["profile"]), stack, steps)
