@@ -73,7 +73,8 @@ SKIPPED: Final = (
     ),
     Known(
         "hard links of symlinks, devices, FIFOs and sockets with `userxattr`",
-        "they cannot carry user xattrs, so the kernel's index loses them and its next mount fails: ENODATA",
+        "they cannot carry user xattrs: their names part on copy-up; the kernel's index loses them and its next mount "
+        "fails with ENODATA",
     ),
     Known(
         "a change through a shared mapping takes the capabilities of a file, as write(2) does",
