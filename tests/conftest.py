@@ -111,6 +111,9 @@ def layers(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Layers]:
     for path in (made.lower, made.upper, made.work, made.mnt):
         path.mkdir()
     yield made
+    # Not even --one-file-system keeps rm out of a bind mount from the same filesystem.
+    still = [line for line in _mounts().values() if line.split(" ")[4].startswith(f"{base}/")]
+    assert not still, "\n".join(["not removed, as something is still mounted there:", *still])
     # rm, unlike shutil.rmtree, goes deeper than PATH_MAX and than the recursion limit.
     subprocess.run(["rm", "-rf", "--one-file-system", base], check=True)
 

@@ -24,7 +24,7 @@ from overlayfs_py.config import IGNORED, OPTIONS
 from overlayfs_py.errors import ConfigError
 from tests.conftest import Layers
 from tests.support.mounts import REPOSITORY, AnyPath, kernel_mount, layer_options, mounted_at, unmount
-from tests.support.syscalls import MS_BIND, mount, umount
+from tests.support.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, mount, umount
 
 _LIMIT: Final = 30  # seconds for anything the program does
 _PROGRAM: Final = (sys.executable, "-m", "overlayfs_py")
@@ -413,6 +413,8 @@ def unprivileged(layers: Layers) -> Iterator[list[str]]:
         python = checkout / python.relative_to(REPOSITORY)
     mount(os.fsencode(REPOSITORY), os.fsencode(checkout), None, MS_BIND)
     try:
+        # Whatever goes wrong, nothing of the checkout is changed.
+        mount(b"none", os.fsencode(checkout), None, MS_REMOUNT | MS_BIND | MS_RDONLY)
         mount(os.fsencode(device), b"/dev/fuse", None, MS_BIND)
         try:
             user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "env", "--chdir=/"]
