@@ -12,14 +12,16 @@ from tests.differential.pair import Divergence, Finding, Pair, report, run
 from tests.differential.random_ops import MAKERS, World, first_step, random_step
 from tests.differential.reduce import reduced
 from tests.differential.script import Script, load
-from tests.differential.side import PROFILES, Mounter, Profile, fuse_overlayfs, kernel
+from tests.differential.side import PROFILES, Mounter, Profile, fuse_overlayfs, kernel, ours
 from tests.differential.stacks import any_stack
 from tests.support.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, become_subreaper, mount, unshare
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.differential", description=__doc__)
-    parser.add_argument("--second", help="compare the kernel with `fuse-overlayfs` or `kernel:OPTIONS` instead of ours")
+    parser.add_argument(
+        "--second", help="`ours:OPTIONS`, `kernel:OPTIONS` or `fuse-overlayfs:OPTIONS` to compare the kernel with"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     replaying = commands.add_parser("replay", help="run a script and print what differs")
     replaying.add_argument("file", type=Path)
@@ -49,7 +51,8 @@ def main() -> int:
 def _second(name: str | None) -> Mounter | None:
     if name is None:
         return None
-    return fuse_overlayfs("") if name == "fuse-overlayfs" else kernel(name.removeprefix("kernel:"))
+    mounter, _, options = name.partition(":")
+    return {"ours": ours, "kernel": kernel, "fuse-overlayfs": fuse_overlayfs}[mounter](options)
 
 
 def _replay(file: Path, scratch: Path, second: Mounter | None, limit: float) -> int:
