@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from typing import Final
 
 import pytest
 
-from tests.support.mounts import CONNECTIONS, connections_made
+from tests.support.mounts import CONNECTIONS, REPOSITORY, connections_made
 from tests.support.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
+    MS_BIND,
     MS_PRIVATE,
+    MS_RDONLY,
     MS_REC,
+    MS_REMOUNT,
     become_subreaper,
     mount,
     umount,
@@ -116,6 +120,30 @@ def layers(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Layers]:
     assert not still, "\n".join(["not removed, as something is still mounted there:", *still])
     # rm, unlike shutil.rmtree, goes deeper than PATH_MAX and than the recursion limit.
     subprocess.run(["rm", "-rf", "--one-file-system", base], check=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """The checkout and the interpreter of this run, at paths that every user can reach."""
+
+    path: Path
+    python: Path
+
+
+@pytest.fixture
+def checkout(layers: Layers) -> Iterator[Checkout]:
+    """The checkout bind-mounted, as it may lie below a directory like /root; read-only, so that nothing can harm it."""
+    path = layers.add("checkout")
+    python = Path(sys.executable)
+    if python.is_relative_to(REPOSITORY):
+        python = path / python.relative_to(REPOSITORY)
+    mount(os.fsencode(REPOSITORY), os.fsencode(path), None, MS_BIND)
+    try:
+        mount(b"none", os.fsencode(path), None, MS_REMOUNT | MS_BIND | MS_RDONLY)
+        yield Checkout(path, python)
+    finally:
+        # A daemon that was told to end may still be executing from there.
+        umount(os.fsencode(path), MNT_DETACH)
 
 
 def _disk_directory() -> Path:

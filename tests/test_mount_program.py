@@ -22,9 +22,9 @@ from overlayfs_py import __version__
 from overlayfs_py.cli.mount_program import SWITCHES, help_text, parse_command_line
 from overlayfs_py.config import IGNORED, OPTIONS
 from overlayfs_py.errors import ConfigError
-from tests.conftest import Layers
+from tests.conftest import Checkout, Layers
 from tests.support.mounts import REPOSITORY, AnyPath, kernel_mount, layer_options, mounted_at, unmount
-from tests.support.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, mount, umount
+from tests.support.syscalls import MS_BIND, mount, umount
 
 _LIMIT: Final = 30  # seconds for anything the program does
 _PROGRAM: Final = (sys.executable, "-m", "overlayfs_py")
@@ -398,31 +398,19 @@ def test_root_of_a_user_namespace_mounts_by_itself(layers: Layers) -> None:
 
 
 @pytest.fixture
-def unprivileged(layers: Layers) -> Iterator[list[str]]:
-    """How an ordinary user calls the program.
-
-    The device that udev opens to all, and the checkout where this user can reach it, are put there by bind mounts.
-    """
+def unprivileged(layers: Layers, checkout: Checkout) -> Iterator[list[str]]:
+    """How an ordinary user calls the program; the device that udev opens to all is put there by a bind mount."""
     for path in (layers.lower, layers.upper, layers.work, layers.mnt):
         os.chown(path, _NOBODY, _NOBODY)
-    checkout, device = layers.add("checkout"), layers.base / "fuse"
+    device = layers.base / "fuse"
     os.mknod(device, 0o020666, os.makedev(10, 229))
     device.chmod(0o666)
-    python = Path(sys.executable)
-    if python.is_relative_to(REPOSITORY):
-        python = checkout / python.relative_to(REPOSITORY)
-    mount(os.fsencode(REPOSITORY), os.fsencode(checkout), None, MS_BIND)
+    mount(os.fsencode(device), b"/dev/fuse", None, MS_BIND)
     try:
-        # Whatever goes wrong, nothing of the checkout is changed.
-        mount(b"none", os.fsencode(checkout), None, MS_REMOUNT | MS_BIND | MS_RDONLY)
-        mount(os.fsencode(device), b"/dev/fuse", None, MS_BIND)
-        try:
-            user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "env", "--chdir=/"]
-            yield [*user, f"PYTHONPATH={checkout}", os.fspath(python), "-m", "overlayfs_py"]
-        finally:
-            umount(b"/dev/fuse")
+        user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "env", "--chdir=/"]
+        yield [*user, f"PYTHONPATH={checkout.path}", os.fspath(checkout.python), "-m", "overlayfs_py"]
     finally:
-        umount(os.fsencode(checkout))
+        umount(b"/dev/fuse")
         device.unlink()
 
 

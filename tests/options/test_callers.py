@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from tests.conftest import Layers
+from tests.conftest import Checkout, Layers
 from tests.options.rig import mount_fields, mount_flags, wait_until
 from tests.support.mounts import REPOSITORY, mounted_at, unmount
 from tests.support.syscalls import MS_BIND, mount, umount
@@ -82,11 +82,11 @@ def store(image: Store) -> Iterator[Store]:
 
 
 @pytest.fixture(params=["overlayfs-py", "fuse-overlayfs"])
-def search_path(layers: Layers, request: pytest.FixtureRequest) -> tuple[str, str]:
+def search_path(layers: Layers, checkout: Checkout, request: pytest.FixtureRequest) -> tuple[str, str]:
     """The name the program is called by, and a PATH on which it is found first."""
     folder = layers.add("bin")
     script = folder / "overlayfs-py"
-    script.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m overlayfs_py "$@"\n')
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={checkout.path} exec {checkout.python} -m overlayfs_py "$@"\n')
     script.chmod(0o755)
     (folder / "fuse-overlayfs").symlink_to("overlayfs-py")
     return request.param, f"{folder}:{os.environ['PATH']}"
