@@ -23,6 +23,8 @@ MAX_WORD = 65536  # bytes
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What a caller may hold back, so that none of them arrives between success and its own end."""
 
+_ENDED = "the daemon ended before the root answered; see its log"
+_GONE = 254  # no error number
 _TICK = 0.1  # seconds between looks for a signal
 _PATIENCE = 5.0  # seconds for a daemon that was told to end
 
@@ -56,16 +58,18 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
             finally:
                 # From here on the connection lives as long as the daemon.
                 os.close(descriptor)
-            probe, answer = _probe(request.mountpoint, daemon)
+            probe, answer = _probe(request.mountpoint, device, daemon)
             try:
                 speaker = _wait_for(daemon, (answer,), seconds)
             finally:
                 os.close(answer)
             # A daemon that serves says nothing; one that has ended makes the probe end too.
             if speaker == daemon.fileno():
-                raise HelperError("the daemon ended before the root answered; see its log")
+                raise HelperError(_ENDED)
             number = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1])
             probe = 0
+            if number == _GONE:
+                raise HelperError(_ENDED)
             if number != 0:
                 raise HelperError(f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}")
             _heed_signals()
@@ -96,9 +100,10 @@ def _mount(request: Request) -> int:
     return descriptor
 
 
-def _probe(mountpoint: bytes, daemon: socket.socket) -> tuple[int, int]:
+def _probe(mountpoint: bytes, device: bytes, daemon: socket.socket) -> tuple[int, int]:
     """A child that asks for the attributes of the root, and a pipe that reads its end when the child ends.
 
+    It exits with 0, the error's number, or _GONE where the answer is not that of the mount with this `major:minor`.
     The request cannot be taken back once the daemon has it, so that it must not be made by this process.
     """
     reader, writer = os.pipe()
@@ -108,8 +113,9 @@ def _probe(mountpoint: bytes, daemon: socket.socket) -> tuple[int, int]:
         try:
             # So that the daemon hears of it when the helper is killed.
             daemon.close()
-            os.stat(mountpoint)
-            number = 0
+            # A daemon that fails unmounts, and what the mount had covered would answer.
+            answered = os.stat(mountpoint).st_dev
+            number = 0 if device == b"%d:%d" % (os.major(answered), os.minor(answered)) else _GONE
         except OSError as error:
             number = error.errno or number
         finally:
