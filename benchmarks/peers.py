@@ -270,9 +270,7 @@ def install_debian(packages: Sequence[str]) -> None:
             raise PeerMissing(f"{' '.join(command)} failed: {_last_line(done.stderr)}")
 
 
-def _run(
-    command: Sequence[str], cwd: str | Path | None = None, environment: Mapping[str, str] | None = None
-) -> None:
+def _run(command: Sequence[str], cwd: str | Path | None = None, environment: Mapping[str, str] | None = None) -> None:
     # A daemon may keep standard error open, so a file takes it rather than a pipe that has to end.
     with open(os.memfd_create("stderr"), "w+", errors="backslashreplace") as errors:
         try:

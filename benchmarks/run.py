@@ -22,7 +22,7 @@ from benchmarks.peers import Peer, PeerMissing, install_debian
 from benchmarks.results import Machine, Measurement, Run
 from benchmarks.site import Site, abort_connections, detach_all
 from benchmarks.workload import Workload
-from tests.support.mounts import CONNECTIONS
+from tests.support.mounts import show_connections
 from tests.support.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, become_subreaper, mount, unshare
 
 _URING: Final = Path("/sys/module/fuse/parameters/enable_uring")
@@ -52,8 +52,7 @@ def isolate() -> None:
         raise WrongPlace("the benchmarks mount filesystems: run them as root")
     unshare(CLONE_NEWNS)
     mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
-    if not any(CONNECTIONS.iterdir()):
-        mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl")
+    show_connections()
     become_subreaper()
     # An ordinary end, so that everything is cleaned up.
     signal.signal(signal.SIGTERM, _interrupt)

@@ -49,16 +49,19 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
             raise
         device = None
         probe = 0
+        # Held until it has answered, so that nobody who saw the root answer unmounts it before that is seen here.
+        root = None
         try:
             try:
                 device = kernel.topmost(request.mountpoint)
                 if device is None:
                     raise HelperError(f"{show(request.mountpoint)} was unmounted at once by someone else")
+                root = os.open(request.mountpoint, os.O_PATH | os.O_CLOEXEC)
                 socket.send_fds(daemon, [MOUNTED + device], [descriptor])
             finally:
                 # From here on the connection lives as long as the daemon.
                 os.close(descriptor)
-            probe, answer = _probe(request.mountpoint, device, daemon)
+            probe, answer = _probe(root, device, daemon)
             try:
                 speaker = _wait_for(daemon, (answer,), seconds)
             finally:
@@ -73,6 +76,8 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
             if number != 0:
                 raise HelperError(f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}")
             _heed_signals()
+            os.close(root)
+            root = None
             daemon.send(ANSWERED)
         except (HelperError, OSError) as error:
             failure = error if isinstance(error, HelperError) else HelperError(f"the daemon ended: {error.strerror}")
@@ -80,6 +85,9 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
             unmount(request.mountpoint, device, lazy=True, force=True)
             _end(daemon, daemon_pid, probe)
             raise failure from error
+        finally:
+            if root is not None:
+                os.close(root)
     return device
 
 
@@ -100,7 +108,7 @@ def _mount(request: Request) -> int:
     return descriptor
 
 
-def _probe(mountpoint: bytes, device: bytes, daemon: socket.socket) -> tuple[int, int]:
+def _probe(root: int, device: bytes, daemon: socket.socket) -> tuple[int, int]:
     """A child that asks for the attributes of the root, and a pipe that reads its end when the child ends.
 
     It exits with 0, the error's number, or _GONE where the answer is not that of the mount with this `major:minor`.
@@ -113,8 +121,7 @@ def _probe(mountpoint: bytes, device: bytes, daemon: socket.socket) -> tuple[int
         try:
             # So that the daemon hears of it when the helper is killed.
             daemon.close()
-            # A daemon that fails unmounts, and what the mount had covered would answer.
-            answered = os.stat(mountpoint).st_dev
+            answered = os.stat(root).st_dev
             number = 0 if device == b"%d:%d" % (os.major(answered), os.minor(answered)) else _GONE
         except OSError as error:
             number = error.errno or number

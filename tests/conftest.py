@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.mounts import CONNECTIONS, REPOSITORY, connections_made
+from tests.support.mounts import CONNECTIONS, REPOSITORY, connections_made, show_connections
 from tests.support.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
@@ -67,8 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     unshare(CLONE_NEWNS)
     mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
     become_subreaper()
-    if not any(CONNECTIONS.iterdir()) and b"fusectl" not in Path("/proc/self/mounts").read_bytes():
-        mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl")
+    show_connections()
     scratch = _disk_directory() / f"overlayfs-py-tests-{os.getpid()}"
     scratch.mkdir(mode=0o755)
     config.stash[_before] = _Before(scratch, frozenset(_mounts()), frozenset(os.listdir(CONNECTIONS)))

@@ -87,6 +87,29 @@ def test_a_daemon_that_does_not_serve_leaves_no_mount(layers: Layers, act: Act, 
         assert mounted_at(layers.mnt) is None
 
 
+def test_nobody_unmounts_before_the_helper_has_its_answer(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = layers.base / "result"
+    probe = handover._probe
+
+    def late_probe(root: int, device: bytes, channel: socket.socket) -> tuple[int, int]:
+        time.sleep(0.2)
+        return probe(root, device, channel)
+
+    monkeypatch.setattr(handover, "_probe", late_probe)
+
+    def try_to_unmount(connection: int) -> None:
+        try:
+            umount(os.fsencode(layers.mnt))
+        except OSError as error:
+            result.write_text("busy" if error.errno == errno.EBUSY else str(error))
+        else:
+            result.write_text("unmounted")
+
+    with daemon(try_to_unmount) as (channel, pid), pytest.raises(HelperError):
+        mount_helper.hand_over(request(layers.mnt), channel, pid, seconds=_LIMIT)
+    assert result.read_text() == "busy"
+
+
 def test_a_daemon_that_is_gone_before_the_mount_leaves_no_mount(layers: Layers) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.close()

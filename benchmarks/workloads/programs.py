@@ -25,9 +25,7 @@ def git_status(site: Site) -> None:
     site.check("changes", changes, "")
 
 
-@workload(
-    "git-checkout", "git checkout of an old commit, and back", group="programs", lowers=["checkout"], writes=True
-)
+@workload("git-checkout", "git checkout of an old commit, and back", group="programs", lowers=["checkout"], writes=True)
 def git_checkout(site: Site) -> None:
     commits = _git(site, "-C", site.mnt / "clone", "rev-list", "--count", "HEAD").strip()
     with site.clock:

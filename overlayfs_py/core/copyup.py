@@ -295,9 +295,7 @@ def _await(job: Job) -> Steps[None]:
         raise job.error
 
 
-def _place(
-    fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_result, *, metacopy: bool = False
-) -> None:
+def _place(fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_result, *, metacopy: bool = False) -> None:
     """Commit the copy of anything but a directory: to the index where it is hard-linked, and to its name."""
     if node.removed:
         # No name leads to it any more; it lives as long as it is referred to.

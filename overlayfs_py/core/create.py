@@ -303,5 +303,3 @@ def _new_node(fs: Overlay, parent: Node, name: bytes, st: os.stat_result) -> Nod
     upper = Real(parent.upper.layer, parent.upper, name)
     found = lookup.Found(st, upper, (), fs.numbers.number(st.st_dev, st.st_ino))
     return lookup.node_for(fs, parent, name, found)
-
-

@@ -335,4 +335,3 @@ def _settle(fs: Overlay, node: Node, place: _Place) -> None:
         node.upper.name = place.name
     else:
         node.upper = Real(place.parent.upper.layer, place.parent.upper, place.name)
-

@@ -158,9 +158,7 @@ class Portable(pyfuse3.Operations):
         return self._entry(OPERATIONS["mknod"](self.fs, _caller(ctx), self.fs.node(parent), name, mode, rdev))
 
     @_answers
-    async def mkdir(
-        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._entry(OPERATIONS["mkdir"](self.fs, _caller(ctx), self.fs.node(parent), name, mode))
 
     @_answers

@@ -29,9 +29,7 @@ def original(scratch: Path) -> Path:
 
 
 @pytest.mark.parametrize(("journal", "options"), [("delete", ""), ("wal", ""), ("wal", "writeback=1")])
-def test_no_row_of_a_database_is_lost_or_invented(
-    layers: Layers, original: Path, journal: str, options: str
-) -> None:
+def test_no_row_of_a_database_is_lost_or_invented(layers: Layers, original: Path, journal: str, options: str) -> None:
     shutil.copyfile(original, layers.lower / "db")
     before = (layers.lower / "db").read_bytes()
     file = str(layers.mnt / "db")

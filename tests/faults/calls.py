@@ -13,9 +13,7 @@ import xattr
 
 from overlayfs_py.sys import files, handles, paths, rename
 
-READING: Final = (
-    "stat fstat fstatvfs readlink listxattr getxattr pread preadv lseek dup".split()
-)
+READING: Final = "stat fstat fstatvfs readlink listxattr getxattr pread preadv lseek dup".split()
 CHANGING: Final = (
     "mkdir mknod symlink link rename unlink rmdir chmod fchmod chown ftruncate fsync fdatasync pwrite copy_file_range"
 ).split()

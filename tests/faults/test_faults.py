@@ -83,9 +83,7 @@ class Bench:
 
 def recent_as_zero(tree: Tree) -> Tree:
     """Times of this run can't be foreseen."""
-    return {
-        path: seen._replace(mtime_ns=0) if seen.mtime_ns > START else seen for path, seen in tree.items()
-    }
+    return {path: seen._replace(mtime_ns=0) if seen.mtime_ns > START else seen for path, seen in tree.items()}
 
 
 @contextlib.contextmanager

@@ -122,8 +122,9 @@ def test_an_upper_layer_on_a_filesystem_without_xattrs_is_refused_with_one_line(
     mount(b"ramfs", os.fsencode(place), b"ramfs")
     try:
         upper, work = upper_on(place)
-        with pytest.raises(MountFailed, match="was not mounted"), our_mount(
-            layers.mnt, [layers.lower], upper, work, log=log
+        with (
+            pytest.raises(MountFailed, match="was not mounted"),
+            our_mount(layers.mnt, [layers.lower], upper, work, log=log),
         ):
             pass
         assert os.listdir(upper) == []
@@ -138,8 +139,9 @@ def test_a_work_directory_on_another_filesystem_is_refused_with_one_line(layers:
     log = layers.base / "log"
     with writable("tmpfs", layers.base) as place:
         _, work = upper_on(place)
-        with pytest.raises(MountFailed, match="was not mounted"), our_mount(
-            layers.mnt, [layers.lower], layers.upper, work, log=log
+        with (
+            pytest.raises(MountFailed, match="was not mounted"),
+            our_mount(layers.mnt, [layers.lower], layers.upper, work, log=log),
         ):
             pass
     (line,) = log.read_text().splitlines()

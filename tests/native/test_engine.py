@@ -100,9 +100,7 @@ def test_a_slow_copy_up_stops_nobody_else(mnt: Path, tmp_path: Path) -> None:
     assert (mnt / "large").stat().st_size == (256 << 20) - 1
 
 
-def test_killing_the_daemon_gives_every_waiter_an_error_and_the_next_mount_is_sound(
-    tmp_path: Path, uring: str
-) -> None:
+def test_killing_the_daemon_gives_every_waiter_an_error_and_the_next_mount_is_sound(tmp_path: Path, uring: str) -> None:
     for name in ("lower", "upper", "work", "mnt"):
         (tmp_path / name).mkdir()
     (tmp_path / "lower" / "f").write_bytes(b"data")

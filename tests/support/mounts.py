@@ -64,6 +64,12 @@ def layer_options(
     return b",".join(parts)
 
 
+def show_connections() -> None:
+    """Mount the directory of FUSE connections (fusectl) in this mount namespace, unless it is mounted already."""
+    if mounted_at(CONNECTIONS) is None:
+        mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl")
+
+
 def mounted_at(mountpoint: AnyPath) -> str | None:
     """The `major:minor` of the topmost mount at a path in this mount namespace, or None; sends no request to it."""
     parent, name = os.path.split(os.path.abspath(os.fsencode(mountpoint)))
