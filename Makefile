@@ -26,9 +26,8 @@ PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadscope
 ready:
 	@tools/bootstrap
 
-# The C is Cython's: what gcc warns of there is no concern of a reader.
 build: ready
-	@CFLAGS=-w $(PYTHON) setup.py --quiet build_ext --inplace
+	@$(PYTHON) setup.py --quiet build_ext --inplace
 
 lint: build
 	@$(PYTHON) -m ruff check --quiet .

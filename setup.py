@@ -11,10 +11,15 @@ COMPILED = (
 
 # The native engine, which there is only compiled.
 NATIVE = (
+    "overlayfs_py/engines/native/plain.pyx",
     "overlayfs_py/engines/native/session.pyx",
     "overlayfs_py/engines/native/device.pyx",
     "overlayfs_py/engines/native/uring.pyx",
 )
+
+# Said here, as setuptools drops its own options where CFLAGS is set. The C is Cython's: what gcc warns of there is no
+# concern of a reader.
+OPTIONS = ["-O2", "-DNDEBUG", "-fwrapv", "-fno-strict-aliasing", "-w"]
 
 
 def extensions() -> list[Extension]:
@@ -23,7 +28,10 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [Extension(path.rpartition(".")[0].replace("/", "."), [path]) for path in COMPILED + NATIVE]
+    modules = [
+        Extension(path.rpartition(".")[0].replace("/", "."), [path], extra_compile_args=OPTIONS)
+        for path in COMPILED + NATIVE
+    ]
     # An `int` hint read as a C type would clash with the declaration in the .pxd.
     directives = {"language_level": 3, "annotation_typing": False}
     built: list[Extension] = cythonize(  # type: ignore[no-untyped-call]

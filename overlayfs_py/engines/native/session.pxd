@@ -1,5 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native.plain cimport Plain
+
 
 cdef class Request:
     cdef uint64_t unique
@@ -33,6 +35,7 @@ cdef class Session:
     cdef object pool
     cdef object running
     cdef object listings
+    cdef Plain plain
     cdef uint64_t timeout
     cdef uint32_t timeout_nsec
     cdef readonly size_t max_write

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from libc.errno cimport ENODATA
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -20,6 +21,8 @@ from posix.unistd cimport pread, pwrite
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.plain cimport ABSENT, Plain
+from overlayfs_py.engines.native.plain cimport stat as stat_t
 
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import files as core_files
@@ -100,6 +103,7 @@ cdef class Session:
         self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="job")
         self.running = {}
         self.listings = Listings(_LISTINGS)
+        self.plain = Plain(fs)
         # A page is what the kernel sends even where it is told to send less.
         self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
         self.payload = max(self.max_write, _LEAST_PAYLOAD)
@@ -122,6 +126,7 @@ cdef class Session:
         if handler is NULL:
             r.error, r.length = errno.ENOSYS, 0
             return True
+        r.error = 0
         try:
             if unlocked[r.opcode]:
                 length = handler(self, r)
@@ -130,7 +135,7 @@ cdef class Session:
                     length = handler(self, r)
             if length == DEFERRED:
                 return False
-            r.error, r.length = 0, length
+            r.length = length
         except OSError as error:
             self.fail(r, error)
         except Exception:  # a request that goes wrong in an unknown way is answered, logged, survived
@@ -241,6 +246,23 @@ cdef void put_attr(protocol.attr_t* out, object shown):
     out.flags = 0
 
 
+cdef void put_stat(protocol.attr_t* out, Node node, stat_t* st):
+    """As put_attr, of an object whose attributes are shown as they are stored."""
+    out.ino = node.id
+    out.size = st.st_size
+    out.blocks = st.st_blocks
+    out.atime, out.atimensec = <uint64_t>st.st_atim.tv_sec, <uint32_t>st.st_atim.tv_nsec
+    out.mtime, out.mtimensec = <uint64_t>st.st_mtim.tv_sec, <uint32_t>st.st_mtim.tv_nsec
+    out.ctime, out.ctimensec = <uint64_t>st.st_ctim.tv_sec, <uint32_t>st.st_ctim.tv_nsec
+    out.mode = st.st_mode
+    out.nlink = <uint32_t>st.st_nlink
+    out.uid = st.st_uid
+    out.gid = st.st_gid
+    out.rdev = encode_device(st.st_rdev)
+    out.blksize = <uint32_t>st.st_blksize
+    out.flags = 0
+
+
 cdef void put_time(object nanoseconds, uint64_t* seconds, uint32_t* rest):
     # Times before 1970 have negative seconds, in two's complement.
     cdef int64_t value = nanoseconds
@@ -265,8 +287,22 @@ cdef object decode_device(uint32_t device):
 
 
 cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node, object st) except -2:
+    """An entry with a node's attributes: those core has read, else read here."""
+    cdef stat_t own
+    if st is None and s.plain.attributes(node, &own):
+        return put_plain_entry(s, out, node, &own)
     memset(out, 0, sizeof(protocol.entry_out))
     put_attr(&out.attr, shown_attr(s.fs, node, st))
+    return put_reference(s, out, node)
+
+
+cdef Py_ssize_t put_plain_entry(Session s, protocol.entry_out* out, Node node, stat_t* st) except -2:
+    memset(out, 0, sizeof(protocol.entry_out))
+    put_stat(&out.attr, node, st)
+    return put_reference(s, out, node)
+
+
+cdef Py_ssize_t put_reference(Session s, protocol.entry_out* out, Node node) except -2:
     out.nodeid = node.id
     out.entry_valid = out.attr_valid = s.timeout
     out.entry_valid_nsec = out.attr_valid_nsec = s.timeout_nsec
@@ -304,17 +340,29 @@ def _attributes(Session session, Request request, value):
 # Names.
 
 cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
-    cdef protocol.entry_out* out
+    cdef protocol.entry_out* out = <protocol.entry_out*>r.out
+    cdef stat_t own
+    cdef Node parent = s.node(r.nodeid)
     name = r.name()
-    try:
-        node, st = OPERATIONS["lookup"](s.fs, s.node(r.nodeid), name)
-    except FileNotFoundError:
-        out = <protocol.entry_out*>r.out
-        memset(out, 0, sizeof(protocol.entry_out))
-        out.entry_valid, out.entry_valid_nsec = s.timeout, s.timeout_nsec
-        return sizeof(protocol.entry_out)
-    put_entry_at(s, <protocol.entry_out*>r.out, node, st)
+    node = s.plain.entry(parent, name, &own)
+    if node is ABSENT:
+        return put_absent(s, out)
+    if node is not None:
+        put_plain_entry(s, out, node, &own)
+    else:
+        try:
+            node, st = OPERATIONS["lookup"](s.fs, parent, name)
+        except FileNotFoundError:
+            return put_absent(s, out)
+        put_entry_at(s, out, node, st)
     (<Node>node).lookups += 1
+    return sizeof(protocol.entry_out)
+
+
+cdef Py_ssize_t put_absent(Session s, protocol.entry_out* out) except -2:
+    """That there is no such name, which the kernel remembers."""
+    memset(out, 0, sizeof(protocol.entry_out))
+    out.entry_valid, out.entry_valid_nsec = s.timeout, s.timeout_nsec
     return sizeof(protocol.entry_out)
 
 
@@ -432,7 +480,14 @@ cdef Py_ssize_t do_rename2(Session s, Request r) except -2:
 # Attributes.
 
 cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
-    return put_attr_out(s, r, OPERATIONS["getattr"](s.fs, s.node(r.nodeid)))
+    cdef protocol.attr_out* out = <protocol.attr_out*>r.out
+    cdef Node node = s.node(r.nodeid)
+    cdef stat_t own
+    if not s.plain.attributes(node, &own):
+        return put_attr_out(s, r, OPERATIONS["getattr"](s.fs, node))
+    out.attr_valid, out.attr_valid_nsec, out.dummy = s.timeout, s.timeout_nsec, 0
+    put_stat(&out.attr, node, &own)
+    return sizeof(protocol.attr_out)
 
 
 cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
@@ -502,7 +557,18 @@ cdef Py_ssize_t put_sized(Request r, uint32_t wanted, bytes value) except -2:
 cdef Py_ssize_t do_getxattr(Session s, Request r) except -2:
     need_xattrs(s)
     cdef uint32_t wanted = (<protocol.getxattr_in*>r.op).size
-    return put_sized(r, wanted, OPERATIONS["getxattr"](s.fs, s.node(r.nodeid), r.name()))
+    cdef Node node = s.node(r.nodeid)
+    cdef Py_ssize_t length
+    key = r.name()
+    # The kernel asks for security.capability before the first write to any file.
+    if 0 < wanted <= r.room:
+        length = s.plain.xattr(node, key, r.out, wanted)
+        if length >= 0:
+            return length
+        if length == -ENODATA:
+            r.error = errno.ENODATA
+            return 0
+    return put_sized(r, wanted, OPERATIONS["getxattr"](s.fs, node, key))
 
 
 cdef Py_ssize_t do_listxattr(Session s, Request r) except -2:
@@ -688,6 +754,7 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     cdef size_t added
     cdef Node node = s.node(r.nodeid)
     cdef Node child
+    cdef stat_t own
     if offset < 1:
         used += put_dirent(s, r.out, room, node, None, b".", 1, plus, False)
     if offset < 2:
@@ -698,7 +765,13 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
         if name in listing.removed:
             continue
         try:
-            child, st = OPERATIONS["lookup"](s.fs, node, name)
+            found = s.plain.entry(node, name, &own)
+            if found is ABSENT:
+                continue
+            if found is not None:
+                child, st = <Node>found, None
+            else:
+                child, st = OPERATIONS["lookup"](s.fs, node, name)
         except FileNotFoundError:
             # gone since the listing was taken
             continue
@@ -710,7 +783,13 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
                 break
             used += added
             continue
-        added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
+        if found is not None and plus:
+            added = put_name(r.out + used, room - used, name, position, True, child.id, child.kind >> 12)
+            if added:
+                put_plain_entry(s, <protocol.entry_out*>(r.out + used), child, &own)
+                child.lookups += 1
+        else:
+            added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
         if added == 0 or not plus:
             # What the kernel gets no reference to doesn't stay for its sake.
             OPERATIONS["forget"](s.fs, child, 0)

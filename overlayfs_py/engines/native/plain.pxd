@@ -1,0 +1,45 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from overlayfs_py.core.nodes cimport Node, Real
+
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct timespec:
+        int64_t tv_sec
+        int64_t tv_nsec
+    struct stat:
+        uint64_t st_dev
+        uint64_t st_ino
+        uint32_t st_mode
+        uint64_t st_nlink
+        uint32_t st_uid
+        uint32_t st_gid
+        uint64_t st_rdev
+        int64_t st_size
+        int64_t st_blksize
+        int64_t st_blocks
+        timespec st_atim
+        timespec st_mtim
+        timespec st_ctim
+
+
+cdef object ABSENT
+
+
+cdef class Plain:
+    cdef object fs
+    cdef object dirs
+    cdef object by_id
+    cdef bytes prefix
+    # Whether attributes are shown as the layers have them.
+    cdef bint as_stored
+    # Whether the lowest layer's directories are the only ones that need no look at their marks.
+    cdef object lowest
+
+    cdef object entry(self, Node parent, bytes name, stat* st)
+    cdef bint attributes(self, Node node, stat* st) except -1
+    cdef bint shown(self, Node node, stat* st)
+    cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1
+    cdef object _new(self, Node parent, bytes name, stat* st, Real upper, tuple lowers)
+    cdef int _ask(self, Real base, bytes name, int* dir_fd, stat* st) except -2
+    cdef bint _may_be_marked(self, int dir_fd, bytes name)

@@ -1,0 +1,223 @@
+# cython: language_level=3, annotation_typing=False
+"""The objects that nothing has to be decided of, looked up in a few system calls: most objects of most layers.
+
+An object is plain where no mark, mapping or hard link has a part in what the mount shows of it. Everything here answers
+so, or leaves the question to core, which gives the same answer in more time.
+"""
+
+from libc.errno cimport ENODATA, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, errno
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport AT_SYMLINK_NOFOLLOW
+
+from overlayfs_py.core.nodes cimport Node, Real
+
+cdef extern from "<sys/stat.h>" nogil:
+    int fstat(int fd, stat* st)
+    int fstatat(int dir_fd, const char* path, stat* st, int flags)
+    bint S_ISDIR(uint32_t mode)
+    bint S_ISREG(uint32_t mode)
+    bint S_ISCHR(uint32_t mode)
+
+cdef extern from "<sys/xattr.h>" nogil:
+    Py_ssize_t llistxattr(const char* path, char* list, size_t size)
+    Py_ssize_t lgetxattr(const char* path, const char* name, void* value, size_t size)
+    Py_ssize_t fgetxattr(int fd, const char* name, void* value, size_t size)
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* haystack, size_t length, const void* needle, size_t needle_length)
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
+cdef extern from *:
+    """
+    struct xattr_args_v0 { unsigned long long value; unsigned int size; unsigned int flags; };
+    """
+    struct xattr_args_v0:
+        uint64_t value
+        uint32_t size
+        uint32_t flags
+
+cdef enum:
+    FORMAT = 0o170000
+    REGULAR = 0o100000
+    DIRECTORY = 0o040000
+    # Linux 6.13; the numbers are the same on every architecture but alpha.
+    SYS_GETXATTRAT = 464
+    SYS_LISTXATTRAT = 465
+    # From so many lower directories on, core knows by heart which of them to ask.
+    MANY = 8
+    LONGEST = 255 - 4  # bytes of a name that has room for `.wh.` before it
+    KEYS = 1024  # bytes; whatever lists more is not plain
+
+    GONE = 0
+    FOUND = 1
+    UNDECIDED = -1
+
+
+ABSENT = object()
+"""What `entry` answers where no layer has the name."""
+
+cdef bint has_at_calls = True
+
+
+cdef class Plain:
+    """The plain objects of one overlay. All is called with the session's lock held."""
+
+    def __init__(self, fs):
+        self.fs = fs
+        self.dirs = fs.dirs
+        self.by_id = fs.nodes.by_id
+        self.prefix = fs.marks.prefix
+        self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
+        # Below it nothing is merged, whatever its marks say.
+        self.lowest = fs.lower_roots[-1].layer if fs.lower_roots else None
+
+    cdef object entry(self, Node parent, bytes name, stat* st):
+        """The node of `name` in a directory, with its attributes in `st`; ABSENT; or None, which leaves it to core."""
+        cdef Node node
+        cdef Real base
+        cdef int dir_fd
+        cdef int answer
+        if not self.as_stored:
+            return None
+        if parent.children is not None:
+            known = parent.children.get(name)
+            if known is not None:
+                return known if self.attributes(<Node>known, st) else None
+        if parent.removed or len(name) > LONGEST or len(parent.lowers) >= MANY or name.startswith(b".wh."):
+            return None
+        if parent.upper is not None:
+            answer = self._ask(parent.upper, name, &dir_fd, st)
+            if answer == UNDECIDED:
+                return None
+            if answer == FOUND:
+                if S_ISDIR(st.st_mode) or self._may_be_marked(dir_fd, name):
+                    return None
+                return self._new(parent, name, st, Real(parent.upper.layer, parent.upper, name), ())
+        for at in parent.lowers:
+            base = <Real>at
+            answer = self._ask(base, name, &dir_fd, st)
+            if answer == UNDECIDED:
+                return None
+            if answer == FOUND:
+                if S_ISDIR(st.st_mode):
+                    if base.layer is not self.lowest:
+                        return None
+                elif S_ISREG(st.st_mode) and self._may_be_marked(dir_fd, name):
+                    return None
+                return self._new(parent, name, st, None, (Real(base.layer, base, name),))
+        return ABSENT
+
+    cdef object _new(self, Node parent, bytes name, stat* st, Real upper, tuple lowers):
+        """The new node of what was found; None where it may be another name of one that is known."""
+        cdef Node node
+        number = self.fs.numbers.number(st.st_dev, st.st_ino)
+        if not S_ISDIR(st.st_mode) and (st.st_nlink > 1 or number in self.by_id):
+            return None
+        node = Node(st.st_mode & FORMAT, parent, name, upper, lowers)
+        if upper is not None:
+            node.upper_ino = st.st_ino
+        self.fs.nodes.add(node, number)
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = node
+        return node
+
+    cdef bint attributes(self, Node node, stat* st) except -1:
+        """Read the attributes of a node as the mount shows them; False where core has to."""
+        cdef Real real
+        if not self.as_stored:
+            return False
+        if node.pinned >= 0:
+            return fstat(node.pinned, st) == 0 and self.shown(node, st)
+        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        if real.parent is None:
+            return fstat(real.layer.fd, st) == 0 and self.shown(node, st)
+        return (
+            fstatat(self.dirs.fd(real.parent), real.name, st, AT_SYMLINK_NOFOLLOW) == 0 and self.shown(node, st)
+        )
+
+    cdef bint shown(self, Node node, stat* st):
+        """Make the real attributes of a node those the mount shows; False where core has to."""
+        if node.removed or node.indexed or node.metacopy:
+            return False
+        if node.kind == DIRECTORY:
+            if self.fs.config.static_nlink or len(node.lowers) + (node.upper is not None) > 1:
+                st.st_nlink = 1
+        elif len(node.lowers) > 1:
+            return False
+        return True
+
+    cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1:
+        """getxattr(2) of a node: the length, or minus the error number; minus ENOSYS where core has to."""
+        cdef Py_ssize_t length
+        cdef Real real
+        if not key.startswith(b"security."):
+            return -ENOSYS
+        if node.pinned >= 0:
+            # It may be O_PATH.
+            return -ENOSYS
+        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        if real.parent is None:
+            return -ENOSYS
+        length = get_xattr(self.dirs.fd(real.parent), real.name, key, value, size)
+        return length if length >= 0 else -errno
+
+    cdef int _ask(self, Real base, bytes name, int* dir_fd, stat* st) except -2:
+        """What the directory `base` of one layer has under a name."""
+        cdef stat mark
+        cdef char hidden[256]
+        dir_fd[0] = self.dirs.fd(base)
+        if fstatat(dir_fd[0], name, st, AT_SYMLINK_NOFOLLOW) != 0:
+            if errno != ENOENT:
+                return UNDECIDED
+            memcpy(hidden, b".wh.", 4)
+            memcpy(hidden + 4, <const char*>name, len(name) + 1)
+            if fstatat(dir_fd[0], hidden, &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT:
+                return UNDECIDED
+            return GONE
+        if S_ISCHR(st.st_mode) and st.st_rdev == 0:
+            return UNDECIDED
+        if st.st_size == 0 and S_ISREG(st.st_mode) and self._may_be_marked(dir_fd[0], name):
+            return UNDECIDED
+        return FOUND
+
+    cdef bint _may_be_marked(self, int dir_fd, bytes name):
+        """Whether one of the overlay's xattrs is on an object, or can't be told not to be."""
+        cdef char keys[KEYS]
+        cdef Py_ssize_t length = list_xattrs(dir_fd, name, keys, KEYS)
+        if length < 0:
+            return errno != EOPNOTSUPP
+        return length > 0 and memmem(keys, length, <const char*>self.prefix, len(self.prefix)) != NULL
+
+
+cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size):
+    global has_at_calls
+    cdef char path[320]
+    cdef Py_ssize_t length
+    if has_at_calls:
+        length = syscall(SYS_LISTXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, keys, size)
+        if length >= 0 or errno not in (ENOSYS, EPERM):
+            return length
+        has_at_calls = False
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", dir_fd, name)
+    return llistxattr(path, keys, size)
+
+
+cdef Py_ssize_t get_xattr(int dir_fd, const char* name, const char* key, char* value, size_t size):
+    global has_at_calls
+    cdef char path[320]
+    cdef Py_ssize_t length
+    cdef xattr_args_v0 arguments
+    if has_at_calls:
+        memset(&arguments, 0, sizeof(arguments))
+        arguments.value = <uint64_t>value
+        arguments.size = <uint32_t>size
+        length = syscall(SYS_GETXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, key, &arguments, sizeof(arguments))
+        if length >= 0 or errno not in (ENOSYS, EPERM):
+            return length
+        has_at_calls = False
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", dir_fd, name)
+    return lgetxattr(path, key, value, size)
