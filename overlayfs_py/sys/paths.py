@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import time
 
 from overlayfs_py.sys.libc import LIBC
 
@@ -14,6 +15,8 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _EAGAIN_ATTEMPTS = 64
+_EAGAIN_PAUSES = 200
+_EAGAIN_PAUSE = 0.005  # seconds
 
 
 class _OpenHow(ctypes.Structure):
@@ -81,9 +84,11 @@ def _open_piece(dir_fd: int, path: bytes, flags: int, mode: int) -> int:
         number = ctypes.get_errno()
         if number == errno.EINTR:
             continue
-        if number == errno.EAGAIN and attempts < _EAGAIN_ATTEMPTS:
+        if number == errno.EAGAIN and attempts < _EAGAIN_ATTEMPTS + _EAGAIN_PAUSES:
             # A rename elsewhere made the kernel unsure that ".." stayed below the root; openat2(2) says to retry.
             attempts += 1
+            if attempts > _EAGAIN_ATTEMPTS:
+                time.sleep(_EAGAIN_PAUSE)
             continue
         if number == errno.ENOSYS:
             raise OSError(number, "openat2 is missing: Linux 5.6 or later is needed", path)

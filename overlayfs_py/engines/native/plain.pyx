@@ -123,6 +123,7 @@ cdef class Plain:
         if parent.children is None:
             parent.children = {}
         parent.children[name] = node
+        self.shown(node, st)
         return node
 
     cdef bint attributes(self, Node node, stat* st) except -1:
