@@ -7,8 +7,8 @@ so, or leaves the question to core, which gives the same answer in more time.
 
 from libc.errno cimport ENODATA, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, errno
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset
-from posix.fcntl cimport AT_SYMLINK_NOFOLLOW
+from libc.string cimport memcpy, memset, strncmp
+from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node, Real
 
@@ -18,6 +18,17 @@ cdef extern from "<sys/stat.h>" nogil:
     bint S_ISDIR(uint32_t mode)
     bint S_ISREG(uint32_t mode)
     bint S_ISCHR(uint32_t mode)
+
+cdef extern from "<fcntl.h>" nogil:
+    int AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY
+    int openat(int dir_fd, const char* path, int flags)
+
+cdef extern from "<dirent.h>" nogil:
+    struct dirent64:
+        unsigned short d_reclen
+        unsigned char d_type
+        char* d_name
+    Py_ssize_t getdents64(int fd, void* entries, size_t size)
 
 cdef extern from "<sys/xattr.h>" nogil:
     Py_ssize_t llistxattr(const char* path, char* list, size_t size)
@@ -50,10 +61,14 @@ cdef enum:
     MANY = 8
     LONGEST = 255 - 4  # bytes of a name that has room for `.wh.` before it
     KEYS = 1024  # bytes; whatever lists more is not plain
+    LISTING = 32 << 10  # bytes
 
     GONE = 0
     FOUND = 1
     UNDECIDED = -1
+
+    DT_UNKNOWN = 0
+    DT_CHR = 2
 
 
 ABSENT = object()
@@ -126,6 +141,25 @@ cdef class Plain:
         self.shown(node, st)
         return node
 
+    cdef list names(self, Node node):
+        """All names in a directory of one layer; None where other layers, whiteouts or marks have a part in it."""
+        cdef Real real
+        cdef int dir_fd
+        cdef int fd
+        if node.removed or node.pinned >= 0 or len(node.lowers) + (node.upper is not None) != 1:
+            return None
+        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        dir_fd = self.dirs.fd(real)
+        if self._may_be_marked(dir_fd, b"."):
+            return None
+        fd = openat(dir_fd, b".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0:
+            return None
+        try:
+            return plain_names(fd)
+        finally:
+            close(fd)
+
     cdef bint attributes(self, Node node, stat* st) except -1:
         """Read the attributes of a node as the mount shows them; False where core has to."""
         cdef Real real
@@ -192,6 +226,31 @@ cdef class Plain:
         if length < 0:
             return errno != EOPNOTSUPP
         return length > 0 and memmem(keys, length, <const char*>self.prefix, len(self.prefix)) != NULL
+
+
+cdef list plain_names(int fd):
+    """The names in the directory open at `fd`; None if one of them may be a whiteout or can't be read."""
+    cdef char buffer[LISTING]
+    cdef dirent64* one
+    cdef Py_ssize_t length
+    cdef Py_ssize_t at
+    found = []
+    while True:
+        length = getdents64(fd, buffer, LISTING)
+        if length <= 0:
+            return found if length == 0 else None
+        at = 0
+        while at < length:
+            one = <dirent64*>(buffer + at)
+            at += one.d_reclen
+            if one.d_type == DT_CHR or one.d_type == DT_UNKNOWN:
+                return None
+            if one.d_name[0] == c".":
+                if one.d_name[1] == 0 or (one.d_name[1] == c"." and one.d_name[2] == 0):
+                    continue
+                if strncmp(one.d_name, b".wh.", 4) == 0:
+                    return None
+            found.append(<bytes>one.d_name)
 
 
 cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size):
