@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import copyup, index, lookup, marks, objects, owners, readdir
+from overlayfs_py.core import copyup, index, lookup, objects, owners, readdir
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
@@ -94,7 +94,7 @@ def _put_whiteout(fs: Overlay, node: Node, parent: Node, name: bytes, *, present
     work = fs.writable()
     dir_fd = fs.dir_fd(parent)
     if not present and work.whiteouts == "device":
-        files.make_node(dir_fd, name, stat.S_IFCHR, marks.WHITEOUT_DEVICE)
+        work.put_whiteout_device(dir_fd, name)
         return
     staged = stage_whiteout(fs, parent)
     try:

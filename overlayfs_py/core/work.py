@@ -6,6 +6,7 @@ cleared by the next mount.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -83,7 +84,18 @@ class Work:
     `exclusive` says whether no other mount of ours holds it; only then was it cleared, and only then is it ours.
     """
 
-    __slots__ = ("counter", "exclusive", "fd", "index", "lock_fd", "prefix", "rename_whiteout", "tmpfiles", "whiteouts")
+    __slots__ = (
+        "counter",
+        "exclusive",
+        "fd",
+        "index",
+        "lock_fd",
+        "prefix",
+        "rename_whiteout",
+        "tmpfiles",
+        "whiteout_fd",
+        "whiteouts",
+    )
 
     def __init__(self, path: bytes, root: int) -> None:
         """Lock and clear the work directory `root`, which is at `path`; LayerError where that can't be done.
@@ -98,6 +110,8 @@ class Work:
         self.tmpfiles = False
         self.rename_whiteout = False
         self.whiteouts: WhiteoutStyle = "device"
+        # The whiteout device made last, by which further ones are made as its hard links.
+        self.whiteout_fd = -1
         try:
             self.lock_fd = paths.open_dir_read(root)
             self.exclusive = locking.try_lock_dir(self.lock_fd)
@@ -235,6 +249,26 @@ class Work:
             raise
         return staged
 
+    def put_whiteout_device(self, dir_fd: int, name: bytes) -> None:
+        """Make a whiteout device at a name that is free.
+
+        It is a further name of the one made before, as in the kernel: a new inode for each costs many times as much.
+        """
+        if self.whiteout_fd >= 0:
+            try:
+                files.link_fd(self.whiteout_fd, dir_fd, name)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EMLINK, errno.EXDEV, errno.EPERM):
+                    raise
+                # all its names are gone, it has as many as can be, or it is another project's or not to be linked to
+                os.close(self.whiteout_fd)
+                self.whiteout_fd = -1
+        files.make_node(dir_fd, name, stat.S_IFCHR, WHITEOUT_DEVICE)
+        # The whiteout is there: without a descriptor of it the next one is made as it was.
+        with contextlib.suppress(OSError):
+            self.whiteout_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+
     def discard(self, name: bytes) -> None:
         """As remove_tree, for what is no part of an operation's outcome any more: a failure is noted and no more.
 
@@ -283,10 +317,10 @@ class Work:
         if self.index is not None:
             self.index.close()
             self.index = None
-        for fd in (self.fd, self.lock_fd):
+        for fd in (self.fd, self.lock_fd, self.whiteout_fd):
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.lock_fd = -1
+        self.fd = self.lock_fd = self.whiteout_fd = -1
 
 
 def _make_dir(dir_fd: int, name: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from overlayfs_py.core.requests import Caller
+from overlayfs_py.sys import files
 from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from tests.core.conftest import Maker
 from tests.core.rig import ALICE, Rig, differences
@@ -167,6 +168,36 @@ def test_a_removed_lower_object_leaves_a_whiteout(make: Maker) -> None:
     assert is_whiteout(make.upper / "d/x")
     assert is_whiteout(make.upper / "empty")
     assert same_after_remount(make, rig).names(b"d") == {b"sub"}
+
+
+def test_whiteouts_are_names_of_one_device_for_as_long_as_it_has_any(make: Maker) -> None:
+    rig = make(tuple(Node(b"d/%d" % number, data=b"lower") for number in range(4)))
+    for name in (b"d/0", b"d/1"):
+        rig.unlink(name)
+    assert (make.upper / "d/0").samefile(make.upper / "d/1")
+    # What takes a whiteout's place takes its name away.
+    for name in (b"d/0", b"d/1"):
+        rig.create(name)
+    for name in (b"d/2", b"d/3"):
+        rig.unlink(name)
+    assert is_whiteout(make.upper / "d/2")
+    assert (make.upper / "d/2").samefile(make.upper / "d/3")
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM])
+def test_a_whiteout_that_can_have_no_more_names_is_followed_by_another(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    rig = make((Node(b"d/0", data=b"lower"), Node(b"d/1", data=b"lower")))
+    rig.unlink(b"d/0")
+
+    def refuse(fd: int, dir_fd: int, name: bytes) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "link_fd", refuse)
+    rig.unlink(b"d/1")
+    assert is_whiteout(make.upper / "d/1")
+    assert not (make.upper / "d/0").samefile(make.upper / "d/1")
 
 
 def test_a_removed_upper_object_leaves_nothing(make: Maker) -> None:
