@@ -4,6 +4,7 @@ A round has every workload on every peer once, the peers of a workload one right
 with another one. So a disturbance of the machine meets all peers of one round alike, and not all rounds.
 """
 
+import contextlib
 import os
 import platform
 import signal
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Final
 
 from benchmarks.inputs import Inputs, fingerprint, remove
 from benchmarks.peers import Peer, PeerMissing, install_debian
@@ -24,9 +24,7 @@ from benchmarks.site import Site, abort_connections, detach_all
 from benchmarks.workload import Workload
 from tests.support.mounts import show_connections
 from tests.support.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, become_subreaper, mount, unshare
-
-_URING: Final = Path("/sys/module/fuse/parameters/enable_uring")
-"""The kernel's switch for FUSE over io_uring, which some peers turn on."""
+from tests.support.uring import SWITCH, switch_kept
 
 
 class WrongPlace(Exception):
@@ -97,7 +95,10 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
     peers = [peer for peer in plan.peers if peer.name not in missing]
     layers = prepare(plan.workloads, inputs)
     before = {name: fingerprint(inputs.path(name)) for name in layers}
-    switch = _URING.read_text() if _URING.exists() else None
+    # Some peers turn FUSE over io_uring on.
+    settings = contextlib.ExitStack()
+    if SWITCH.exists():
+        settings.enter_context(switch_kept())
     run = Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         only=list(plan.only),
@@ -141,8 +142,7 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
     finally:
         abort_connections(scratch)
         detach_all(scratch)
-        if switch is not None:
-            _URING.write_text(switch)
+        settings.close()
     run.seconds = time.monotonic() - started
     run.load_after = os.getloadavg()[0]
     changed = [name for name in layers if fingerprint(inputs.path(name)) != before[name]]

@@ -1,5 +1,6 @@
 """The native engine on real mounts: what only it can do, and how it ends."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,17 +17,16 @@ import pytest
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.engines import native
 from tests.support.mounts import our_mount
+from tests.support.uring import switch_kept
 
-SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
 @pytest.fixture(params=["off", "on"])
 def uring(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both transports; the machine's switch is as it was afterwards."""
-    before = SWITCH.read_text().strip()
-    yield str(request.param)
-    SWITCH.write_text(before)
+    with switch_kept() if request.param == "on" else contextlib.nullcontext():
+        yield str(request.param)
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 """Both engines, and the kernel's switch for io_uring put back as it was."""
 
-import fcntl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
+
+from tests.support.uring import switch_kept
 
 PORTABLE: Final = "engine=portable"
 NATIVE: Final = "engine=native,uring=off"
 URING: Final = "engine=native,uring=on"
 
-_SWITCH: Final = Path("/sys/module/fuse/parameters/enable_uring")
 _NAMES: Final = {PORTABLE: "portable", NATIVE: "native", URING: "uring"}
 
 
@@ -26,9 +25,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def over_uring() -> Iterator[None]:
     """For tests that also run over io_uring: `uring=on` turns it on for the machine, so it is set back."""
-    with _SWITCH.open("r+", encoding="ascii") as switch:
-        # Of several runs at once, each sees the switch as it was before any of them.
-        fcntl.flock(switch, fcntl.LOCK_EX)
-        before = switch.read()
+    with switch_kept():
         yield
-        _SWITCH.write_text(before, encoding="ascii")
