@@ -33,7 +33,8 @@ cdef class Plain:
     cdef bytes prefix
     # Whether attributes are shown as the layers have them.
     cdef bint as_stored
-    # Whether the lowest layer's directories are the only ones that need no look at their marks.
+    cdef bint static_nlink
+    # The lowest layer: what a directory there is merged with is no question.
     cdef object lowest
 
     cdef object entry(self, Node parent, bytes name, stat* st)

@@ -86,6 +86,7 @@ cdef class Plain:
         self.by_id = fs.nodes.by_id
         self.prefix = fs.marks.prefix
         self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
+        self.static_nlink = fs.config.static_nlink
         # Below it nothing is merged, whatever its marks say.
         self.lowest = fs.lower_roots[-1].layer if fs.lower_roots else None
 
@@ -179,7 +180,7 @@ cdef class Plain:
         if node.removed or node.indexed or node.metacopy:
             return False
         if node.kind == DIRECTORY:
-            if self.fs.config.static_nlink or len(node.lowers) + (node.upper is not None) > 1:
+            if self.static_nlink or len(node.lowers) + (node.upper is not None) > 1:
                 st.st_nlink = 1
         elif len(node.lowers) > 1:
             return False
