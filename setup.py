@@ -13,6 +13,12 @@ COMPILED = (
 NATIVE = (
     "overlayfs_py/engines/native/plain.pyx",
     "overlayfs_py/engines/native/session.pyx",
+    "overlayfs_py/engines/native/answers.pyx",
+    "overlayfs_py/engines/native/names.pyx",
+    "overlayfs_py/engines/native/attributes.pyx",
+    "overlayfs_py/engines/native/files.pyx",
+    "overlayfs_py/engines/native/directories.pyx",
+    "overlayfs_py/engines/native/connection.pyx",
     "overlayfs_py/engines/native/device.pyx",
     "overlayfs_py/engines/native/uring.pyx",
 )

@@ -1,7 +1,10 @@
 """The native engine: speaks the FUSE kernel protocol itself.
 
 - protocol   the protocol's structures and numbers
-- session    requests to operations, and their answers
+- session    one mount's requests, and the table of what serves them
+- names, attributes, files, directories, connection    what serves them
+- answers    core's values in the protocol's structures
+- plain      what needs no decision of core
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
 - listing    directory positions that need no handle
@@ -16,6 +19,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from importlib import import_module
 
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
@@ -27,6 +31,10 @@ from overlayfs_py.errors import MountError
 __all__ = ["UNSUPPORTED", "check", "serve"]
 
 log = logging.getLogger(__name__)
+
+# They enter themselves in the session's table.
+for _handlers in ("names", "attributes", "files", "directories", "connection"):
+    import_module(f"{__name__}.{_handlers}")
 
 _URING_SWITCH = "/sys/module/fuse/parameters/enable_uring"
 

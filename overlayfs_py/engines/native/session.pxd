@@ -3,6 +3,33 @@ from libc.stdint cimport uint32_t, uint64_t
 from overlayfs_py.engines.native.plain cimport Plain
 
 
+cdef class Request
+cdef class Session
+
+ctypedef Py_ssize_t (*Handler)(Session, Request) except -2
+
+cdef enum:
+    OPCODES = 64
+
+    # What a handler answers whose answer comes later.
+    DEFERRED = -1
+
+    # The handler takes the lock itself, or needs none.
+    UNLOCKED = 1
+    # It comes from someone who has the file open, or from the kernel itself: allow_root turns nobody away there.
+    OPEN_TO_ALL = 2
+
+cdef struct Row:
+    Handler handler
+    size_t op_size
+    uint32_t how
+
+# The timeout in seconds that stands for "for ever".
+cdef uint64_t FOREVER
+
+cdef void serves(uint32_t opcode, Handler handler, size_t op_size, uint32_t how)
+
+
 cdef class Request:
     cdef uint64_t unique
     cdef uint64_t nodeid
@@ -21,12 +48,12 @@ cdef class Request:
     cdef int error
     cdef object transport
 
-
     cdef bytes name(self)
     cdef object caller(self, uint32_t umask)
 
 
 cdef size_t op_size(uint32_t opcode)
+cdef Py_ssize_t never_ask() except -2
 
 
 cdef class Session:

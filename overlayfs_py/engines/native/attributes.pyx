@@ -1,0 +1,130 @@
+# cython: language_level=3, annotation_typing=False
+"""Requests about what an object is: its attributes, the target of a link, extended attributes, the filesystem."""
+
+import errno
+import stat
+import time
+
+from libc.errno cimport ENODATA
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+
+from overlayfs_py.core.nodes cimport Node
+from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.answers cimport get_time, put_attr_out, put_bytes, put_size, put_sized, put_stat
+from overlayfs_py.engines.native.plain cimport stat as stat_t
+from overlayfs_py.engines.native.session cimport Request, Session, serves
+
+from overlayfs_py.core.ops import OPERATIONS
+from overlayfs_py.core.requests import Changes
+from overlayfs_py.engines.native.session import NeverAsk, nothing
+
+
+cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
+    cdef protocol.attr_out* out = <protocol.attr_out*>r.out
+    cdef Node node = s.node(r.nodeid)
+    cdef stat_t own
+    if not s.plain.attributes(node, &own):
+        return put_attr_out(s, r, OPERATIONS["getattr"](s.fs, node))
+    out.attr_valid, out.attr_valid_nsec, out.dummy = s.timeout, s.timeout_nsec, 0
+    put_stat(&out.attr, node, &own)
+    return sizeof(protocol.attr_out)
+
+
+cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
+    cdef protocol.setattr_in* op = <protocol.setattr_in*>r.op
+    cdef uint32_t valid = op.valid
+    now = None
+    if valid & (protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW):
+        now = time.time_ns()
+    changes = Changes(
+        stat.S_IMODE(op.mode) if valid & protocol.FATTR_MODE else None,
+        op.uid if valid & protocol.FATTR_UID else None,
+        op.gid if valid & protocol.FATTR_GID else None,
+        op.size if valid & protocol.FATTR_SIZE else None,
+        None if not valid & protocol.FATTR_ATIME
+        else now if valid & protocol.FATTR_ATIME_NOW else get_time(op.atime, op.atimensec),
+        None if not valid & protocol.FATTR_MTIME
+        else now if valid & protocol.FATTR_MTIME_NOW else get_time(op.mtime, op.mtimensec),
+        # A change of nothing is chown(-1, -1), which takes them too.
+        clear_set_ids=valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID),
+    )
+    return s.run(r, OPERATIONS["setattr"](s.fs, s.node(r.nodeid), changes), _attributes)
+
+
+cdef Py_ssize_t do_readlink(Session s, Request r) except -2:
+    return put_bytes(r, OPERATIONS["readlink"](s.fs, s.node(r.nodeid)))
+
+
+def _attributes(Session session, Request request, value):
+    return put_attr_out(session, request, value)
+
+
+cdef Py_ssize_t do_statfs(Session s, Request r) except -2:
+    cdef protocol.kstatfs* out = <protocol.kstatfs*>r.out
+    found = OPERATIONS["statfs"](s.fs)
+    memset(out, 0, sizeof(protocol.kstatfs))
+    out.blocks = found.f_blocks
+    out.bfree = found.f_bfree
+    out.bavail = found.f_bavail
+    out.files = found.f_files
+    out.ffree = found.f_ffree
+    out.bsize = found.f_bsize
+    out.namelen = found.f_namemax
+    out.frsize = found.f_frsize
+    return sizeof(protocol.kstatfs)
+
+
+cdef need_xattrs(Session s):
+    if s.fs.config.noxattrs:
+        raise NeverAsk(errno.ENOSYS, "")
+
+
+cdef Py_ssize_t do_getxattr(Session s, Request r) except -2:
+    need_xattrs(s)
+    cdef uint32_t wanted = (<protocol.getxattr_in*>r.op).size
+    cdef Node node = s.node(r.nodeid)
+    cdef Py_ssize_t length
+    key = r.name()
+    # The kernel asks for security.capability before the first write to any file.
+    length = s.plain.xattr(node, key, r.out, min(<size_t>wanted, r.room))
+    if length >= 0:
+        return length if wanted else put_size(r, length)
+    if length == -ENODATA:
+        r.error = errno.ENODATA
+        return 0
+    return put_sized(r, wanted, OPERATIONS["getxattr"](s.fs, node, key))
+
+
+cdef Py_ssize_t do_listxattr(Session s, Request r) except -2:
+    need_xattrs(s)
+    cdef uint32_t wanted = (<protocol.getxattr_in*>r.op).size
+    keys = OPERATIONS["listxattr"](s.fs, s.node(r.nodeid), trusted=r.uid == 0)
+    return put_sized(r, wanted, b"".join([key + b"\0" for key in keys]))
+
+
+cdef Py_ssize_t do_setxattr(Session s, Request r) except -2:
+    need_xattrs(s)
+    cdef protocol.setxattr_in* op = <protocol.setxattr_in*>r.op
+    key = r.name()
+    if op.size > r.size:
+        raise OSError(errno.EIO, "a value cut short")
+    value = r.data[: op.size]
+    clear_sgid = bool(op.setxattr_flags & protocol.SETXATTR_ACL_KILL_SGID)
+    steps = OPERATIONS["setxattr"](s.fs, s.node(r.nodeid), key, value, op.flags, clear_sgid=clear_sgid)
+    return s.run(r, steps, nothing)
+
+
+cdef Py_ssize_t do_removexattr(Session s, Request r) except -2:
+    need_xattrs(s)
+    return s.run(r, OPERATIONS["removexattr"](s.fs, s.node(r.nodeid), r.name()), nothing)
+
+
+serves(protocol.GETATTR, do_getattr, 16, 0)
+serves(protocol.SETATTR, do_setattr, sizeof(protocol.setattr_in), 0)
+serves(protocol.READLINK, do_readlink, 0, 0)
+serves(protocol.STATFS, do_statfs, 0, 0)
+serves(protocol.GETXATTR, do_getxattr, sizeof(protocol.getxattr_in), 0)
+serves(protocol.LISTXATTR, do_listxattr, sizeof(protocol.getxattr_in), 0)
+serves(protocol.SETXATTR, do_setxattr, sizeof(protocol.setxattr_in), 0)
+serves(protocol.REMOVEXATTR, do_removexattr, 0, 0)

@@ -1,0 +1,148 @@
+# cython: language_level=3, annotation_typing=False
+"""Requests about the data of files. None of them is opened: requests name the node."""
+
+import errno
+import os
+
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport pread, pwrite
+
+from overlayfs_py.core.nodes cimport Node
+from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.session cimport OPEN_TO_ALL, UNLOCKED, Request, Session, serves
+
+from overlayfs_py.core import files as core_files
+from overlayfs_py.core.ops import OPERATIONS
+from overlayfs_py.engines.native.session import nothing
+
+cdef uint32_t O_NOATIME = os.O_NOATIME
+
+
+cdef Py_ssize_t do_read(Session s, Request r) except -2:
+    cdef protocol.read_in* op = <protocol.read_in*>r.op
+    cdef size_t size = min(<size_t>op.size, r.room)
+    cdef int64_t offset = op.offset
+    cdef Py_ssize_t count
+    cdef int fd
+    with s.lock:
+        backing = s.fs.files.held(s.node(r.nodeid), write=False)
+    if op.flags & O_NOATIME and s.keeps_atimes:
+        # The descriptor held is everybody's.
+        backing = core_files.Backing(os.open(b"/proc/self/fd/%d" % backing.fd, os.O_RDONLY | O_NOATIME), write=False)
+    fd = backing.fd
+    with nogil:
+        count = pread(fd, r.out, size, offset)
+    if count < 0:
+        raise OSError(c_errno, os.strerror(c_errno))
+    return count
+
+
+cdef Py_ssize_t do_write(Session s, Request r) except -2:
+    cdef Node node
+    with s.lock:
+        node = s.node(r.nodeid)
+        if node.upper is None and node.pinned < 0 or node.metacopy:
+            return s.run(r, _ready_to_write(s, node), write_held)
+        backing = s.fs.files.held(node, write=True)
+        clear_set_ids(s, r, backing)
+    return write_data(s, r, backing)
+
+
+def _ready_to_write(Session s, Node node):
+    yield from core_files.copyup.copy_up(s.fs, node)
+    return s.fs.files.held(node, write=True)
+
+
+def write_held(Session session, Request request, value):
+    clear_set_ids(session, request, value)
+    return write_data(session, request, value)
+
+
+cdef clear_set_ids(Session s, Request r, object backing):
+    if (<protocol.write_in*>r.op).write_flags & protocol.WRITE_KILL_SUIDGID:
+        core_files.take_set_ids(backing.fd)
+
+
+cdef Py_ssize_t write_data(Session s, Request r, object backing) except -2:
+    cdef protocol.write_in* op = <protocol.write_in*>r.op
+    cdef protocol.write_out* out = <protocol.write_out*>r.out
+    cdef int64_t offset = op.offset
+    cdef size_t size = min(<size_t>op.size, r.size)
+    cdef int fd = backing.fd
+    cdef Py_ssize_t count
+    with nogil:
+        count = pwrite(fd, r.data, size, offset)
+    if count < 0:
+        raise OSError(c_errno, os.strerror(c_errno))
+    out.size, out.padding = <uint32_t>count, 0
+    return sizeof(protocol.write_out)
+
+
+cdef Py_ssize_t do_fsync(Session s, Request r) except -2:
+    cdef bint data_only = (<protocol.fsync_in*>r.op).fsync_flags & protocol.FSYNC_FDATASYNC
+    return s.run(r, OPERATIONS["fsync"](s.fs, s.node(r.nodeid), data_only=data_only), nothing)
+
+
+cdef Py_ssize_t do_syncfs(Session s, Request r) except -2:
+    return s.run(r, OPERATIONS["syncfs"](s.fs), nothing)
+
+
+cdef Py_ssize_t do_fallocate(Session s, Request r) except -2:
+    cdef protocol.fallocate_in* op = <protocol.fallocate_in*>r.op
+    return s.run(r, OPERATIONS["fallocate"](s.fs, s.node(r.nodeid), op.mode, op.offset, op.length), nothing)
+
+
+cdef Py_ssize_t do_lseek(Session s, Request r) except -2:
+    cdef protocol.lseek_in* op = <protocol.lseek_in*>r.op
+    found = OPERATIONS["lseek"](s.fs, s.node(r.nodeid), <int64_t>op.offset, op.whence)
+    (<protocol.lseek_out*>r.out).offset = found
+    return sizeof(protocol.lseek_out)
+
+
+cdef object copy_steps(Session s, Request r):
+    cdef protocol.copy_file_range_in* op = <protocol.copy_file_range_in*>r.op
+    source, target = s.node(r.nodeid), s.node(op.nodeid_out)
+    return OPERATIONS["copy_file_range"](s.fs, source, <int64_t>op.off_in, target, <int64_t>op.off_out, op.len)
+
+
+cdef Py_ssize_t do_copy_file_range(Session s, Request r) except -2:
+    (<protocol.copy_file_range_in*>r.op).len = min((<protocol.copy_file_range_in*>r.op).len, <uint64_t>0x7FFFF000)
+    return s.run(r, copy_steps(s, r), _copied)
+
+
+def _copied(session, Request request, value):
+    cdef protocol.write_out* out = <protocol.write_out*>request.out
+    out.size, out.padding = value, 0
+    return sizeof(protocol.write_out)
+
+
+cdef Py_ssize_t do_copy_file_range_64(Session s, Request r) except -2:
+    return s.run(r, copy_steps(s, r), _copied_64)
+
+
+def _copied_64(session, Request request, value):
+    (<protocol.copy_file_range_out*>request.out).bytes_copied = value
+    return sizeof(protocol.copy_file_range_out)
+
+
+cdef Py_ssize_t do_release(Session s, Request r) except -2:
+    # Of files made by O_TMPFILE, which the kernel takes for opened.
+    return 0
+
+
+cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
+    # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer.
+    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+
+serves(protocol.READ, do_read, sizeof(protocol.read_in), UNLOCKED | OPEN_TO_ALL)
+serves(protocol.WRITE, do_write, sizeof(protocol.write_in), UNLOCKED | OPEN_TO_ALL)
+serves(protocol.FSYNC, do_fsync, sizeof(protocol.fsync_in), OPEN_TO_ALL)
+serves(protocol.SYNCFS, do_syncfs, 8, OPEN_TO_ALL)
+serves(protocol.FALLOCATE, do_fallocate, sizeof(protocol.fallocate_in), 0)
+serves(protocol.LSEEK, do_lseek, sizeof(protocol.lseek_in), 0)
+serves(protocol.COPY_FILE_RANGE, do_copy_file_range, sizeof(protocol.copy_file_range_in), 0)
+serves(protocol.COPY_FILE_RANGE_64, do_copy_file_range_64, sizeof(protocol.copy_file_range_in), 0)
+serves(protocol.RELEASE, do_release, 0, UNLOCKED | OPEN_TO_ALL)
+serves(protocol.IOCTL, do_ioctl, sizeof(protocol.ioctl_in), UNLOCKED)
