@@ -244,6 +244,7 @@ PEERS: Final[tuple[Peer, ...]] = (
     Ours("portable-writeback", "engine=portable,writeback", only_writes=True),
     Ours("native", "engine=native,uring=off"),
     Ours("native-uring", "engine=native,uring=on"),
+    Ours("native-passthrough", "engine=native,uring=on,io=passthrough"),
 )
 
 

@@ -89,6 +89,7 @@ class MountConfig:
     engine: Literal["portable", "native"] = "portable"
     uring: Literal["auto", "on", "off"] = "auto"
     """Whether the native engine uses FUSE over io_uring; on: turn the kernel's switch on, too."""
+    io: Literal["cached", "passthrough"] = "cached"
     unknown: tuple[str, ...] = ()
     """Options to warn about, as they were written."""
 
@@ -238,6 +239,11 @@ def _check_conflicts(fields: dict[str, Any]) -> None:
     metacopy=on with userxattr is not, as in the kernel: whoever owns a file in a lower layer may write its user.*
     xattrs, and a made-up metacopy mark would show him the data of a file that he may not read.
     """
+    if fields.get("io") == "passthrough":
+        if fields.get("writeback"):
+            raise ConfigError("io=passthrough and writeback exclude each other in the kernel; drop one")
+        if fields.get("engine") == "portable":
+            raise ConfigError("io=passthrough takes the native engine; drop it or engine=portable")
     if not fields.get("metacopy"):
         return
     if fields.get("userxattr"):
@@ -427,14 +433,6 @@ def _refuse(name: str, why: str, *allowed: bytes) -> _Take:
     return take
 
 
-def _only_native(name: str, *harmless: bytes) -> _Take:
-    def take(draft: _Draft, value: bytes) -> None:
-        if value not in harmless:
-            draft.unknown.append(f"{name}={os.fsdecode(value)}")
-
-    return take
-
-
 def _mapping(name: str) -> _Take:
     def take(draft: _Draft, value: bytes) -> None:
         # fuse-overlayfs skips empty numbers, and container engines write a leading colon.
@@ -535,7 +533,11 @@ OPTIONS: dict[str, Option] = {
         "FUSE over io_uring in the native engine (default auto)",
         _choice("uring", "uring", {b"auto": "auto", b"on": "on", b"off": "off"}),
     ),
-    "io": Option("=cached", "how file data is served; no other way yet", _only_native("io", b"cached")),
+    "io": Option(
+        "=cached|passthrough",
+        "what serves file data: the mount's own page cache (default), or the layers' where they can",
+        _choice("io", "io", {b"cached": "cached", b"passthrough": "passthrough"}),
+    ),
     "fsname": Option("=NAME", "the source shown in the table of mounts", _fsname),
     "allow_other": Option("", "let all users in (default for root)", _constant("allow_other", True)),
     "allow_root": Option("", "let the mounting user and root in", _constant("allow_root", True)),

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.posix.rig import KINDS, Flavour, Kind, Place, Root, umask
+from tests.posix.rig import KINDS, OURS, Flavour, Kind, Place, Root, umask
 from tests.support.mounts import MountFailed, kernel_mount, our_mount, unmount
 from tests.support.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, mount
 
@@ -69,10 +69,8 @@ class Stack:
         lowers = [self.top, self.lower]
         upper, work = (None, None) if self.flavour == "read-only" else (self.upper, self.work)
         atime = MS_RELATIME if self.flavour == "relatime" else MS_NOATIME
-        if self.kind in ("ours", "native"):
-            options = _OUR_OPTIONS.get(self.flavour, "")
-            if self.kind == "native":
-                options += ",engine=native"
+        if self.kind in OURS:
+            options = f"{_OUR_OPTIONS.get(self.flavour, '')},{OURS[self.kind]}"
             self._mounted.enter_context(our_mount(self.mnt, lowers, upper, work, options, limit=_LIMIT))
             return
         if self.kind == "ext4":
@@ -87,7 +85,7 @@ class Stack:
     def down(self) -> None:
         self._mounted.close()
         # The kernel leaves a whiteout there, to link others from.
-        if self.kind in ("ours", "native") and self.flavour != "read-only":
+        if self.kind in OURS and self.flavour != "read-only":
             left = sorted(os.listdir(self.work / "work"))
             assert not left, f"left in the workdir of {self.kind}: {left}"
 

@@ -18,13 +18,20 @@ T = TypeVar("T")
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., object])
 
-Kind = Literal["ext4", "kernel-overlay", "ours", "native"]
+Kind = Literal["ext4", "kernel-overlay", "ours", "native", "passthrough"]
 Flavour = Literal["usual", "read-only", "full", "relatime", "user-marks"]
 Place = Literal["fresh", "lower"]
 
 _CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; os and time lack it
 
-KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours", "native")
+KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours", "native", "passthrough")
+
+OURS: Final[dict[Kind, str]] = {
+    "ours": "engine=portable",
+    "native": "engine=native",
+    "passthrough": "engine=native,io=passthrough",
+}
+"""The options that choose what carries our requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ TRAITS: Final[dict[Kind, Traits]] = {
     "kernel-overlay": Traits(overlay=True, stale_maps=True, half_removed=True, rename_whiteout=False),
     "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False),
     "native": Traits(overlay=True),
+    "passthrough": Traits(overlay=True),
 }
 
 

@@ -4,13 +4,14 @@
 - session    one mount's requests, and the table of what serves them
 - names, attributes, files, directories, connection    what serves them
 - answers    core's values in the protocol's structures
+- passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
 - listing    directory positions that need no handle
 
-Opening a file or directory costs no message: the kernel is told once that OPEN and OPENDIR are not wanted, so every
-request names the node alone. That asks for a daemon that may open any file of its layers again, which root is.
+Opening a file or directory costs no message, unless files are to be passed through: the kernel is told once that OPEN
+and OPENDIR are not wanted, so every request names the node alone. That asks for a daemon that may open any file of its layers again, which root is.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
     Takes over the descriptor. Signals, and unmounting, are the caller's business.
     """
     os.umask(0)
-    session = Session(overlay, want_uring=overlay.config.uring != "off")
+    session = Session(overlay, fuse_fd, want_uring=overlay.config.uring != "off")
     descriptors = [fuse_fd]
     rings: list[Ring] = []
     try:
         first = Channel(session, fuse_fd)
         first.greet()
+        if overlay.config.io == "passthrough":
+            session.through.check()
         loops: list[Callable[[], None]] = []
         if session.uring:
             rings.extend(Ring(session, fuse_fd, cpu) for cpu in range(possible_cpus()))

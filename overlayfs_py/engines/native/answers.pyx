@@ -90,8 +90,9 @@ cdef Py_ssize_t put_plain_entry(Session s, protocol.entry_out* out, Node node, s
 
 cdef Py_ssize_t put_reference(Session s, protocol.entry_out* out, Node node) except -2:
     out.nodeid = node.id
-    out.entry_valid = out.attr_valid = s.timeout
-    out.entry_valid_nsec = out.attr_valid_nsec = s.timeout_nsec
+    out.entry_valid, out.entry_valid_nsec = s.timeout, s.timeout_nsec
+    if not s.through.grows_old(out.nodeid):
+        out.attr_valid, out.attr_valid_nsec = s.timeout, s.timeout_nsec
     return sizeof(protocol.entry_out)
 
 
@@ -102,11 +103,17 @@ cdef Py_ssize_t put_entry(Session s, Request r, Node node) except -2:
     return sizeof(protocol.entry_out)
 
 
-cdef Py_ssize_t put_attr_out(Session s, Request r, object shown) except -2:
+cdef protocol.attr_out* put_validity(Session s, Request r):
+    """The head of an answer that tells the attributes of the request's node: how long they hold."""
     cdef protocol.attr_out* out = <protocol.attr_out*>r.out
-    out.attr_valid = s.timeout
-    out.attr_valid_nsec = s.timeout_nsec
-    out.dummy = 0
+    memset(out, 0, sizeof(protocol.attr_out))
+    if not s.through.grows_old(r.nodeid):
+        out.attr_valid, out.attr_valid_nsec = s.timeout, s.timeout_nsec
+    return out
+
+
+cdef Py_ssize_t put_attr_out(Session s, Request r, object shown) except -2:
+    cdef protocol.attr_out* out = put_validity(s, r)
     put_attr(&out.attr, shown)
     return sizeof(protocol.attr_out)
 

@@ -11,7 +11,7 @@ from libc.string cimport memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.answers cimport get_time, put_attr_out, put_bytes, put_size, put_sized, put_stat
+from overlayfs_py.engines.native.answers cimport get_time, put_attr_out, put_bytes, put_size, put_sized, put_stat, put_validity
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport Request, Session, serves
 
@@ -21,13 +21,11 @@ from overlayfs_py.engines.native.session import NeverAsk, nothing
 
 
 cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
-    cdef protocol.attr_out* out = <protocol.attr_out*>r.out
     cdef Node node = s.node(r.nodeid)
     cdef stat_t own
     if not s.plain.attributes(node, &own):
         return put_attr_out(s, r, OPERATIONS["getattr"](s.fs, node))
-    out.attr_valid, out.attr_valid_nsec, out.dummy = s.timeout, s.timeout_nsec, 0
-    put_stat(&out.attr, node, &own)
+    put_stat(&put_validity(s, r).attr, node, &own)
     return sizeof(protocol.attr_out)
 
 

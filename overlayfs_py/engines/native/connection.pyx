@@ -13,6 +13,7 @@ from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, Request, 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Beyond what fits into an enumeration.
+cdef uint64_t PASSTHROUGH = (<uint64_t>1) << 37
 cdef uint64_t OVER_IO_URING = (<uint64_t>1) << 41
 
 
@@ -29,7 +30,6 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         | protocol.HAS_IOCTL_DIR
         | protocol.DO_READDIRPLUS
         | protocol.ASYNC_DIO
-        | protocol.NO_OPEN_SUPPORT
         | protocol.NO_OPENDIR_SUPPORT
         | protocol.PARALLEL_DIROPS
         | protocol.MAX_PAGES
@@ -46,6 +46,10 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         wanted |= protocol.POSIX_ACL
     if s.want_uring:
         wanted |= OVER_IO_URING
+    if s.fs.config.io == "passthrough":
+        wanted |= PASSTHROUGH | protocol.ATOMIC_O_TRUNC
+    else:
+        wanted |= protocol.NO_OPEN_SUPPORT
     # What the kernel has cached of a file stays true, unless it is to look whether layers change.
     wanted |= protocol.EXPLICIT_INVAL_DATA if s.timeout == FOREVER else protocol.AUTO_INVAL_DATA
     if s.fs.config.writeback:
@@ -62,6 +66,9 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     out.max_write = s.max_write
     out.max_pages = s.payload // _PAGE
     out.time_gran = 1
+    # One level, so that the kernel's overlayfs can still use this mount as a layer.
+    out.max_stack_depth = 1 if wanted & PASSTHROUGH else 0
+    s.through.on = bool(wanted & PASSTHROUGH)
     s.minor = out.minor
     s.uring = bool(wanted & OVER_IO_URING)
     return sizeof(protocol.init_out)

@@ -1,19 +1,22 @@
 # cython: language_level=3, annotation_typing=False
-"""Requests about the data of files. None of them is opened: requests name the node."""
+"""Requests about the data of files. They name the node: what the kernel opens, if it asks at all, only counts."""
 
 import errno
 import os
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 from posix.unistd cimport pread, pwrite
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.session cimport OPEN_TO_ALL, UNLOCKED, Request, Session, serves
+from overlayfs_py.engines.native.answers cimport put_entry
+from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
 
 from overlayfs_py.core import files as core_files
 from overlayfs_py.core.ops import OPERATIONS
+from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines.native.session import nothing
 
 cdef uint32_t O_NOATIME = os.O_NOATIME
@@ -126,8 +129,55 @@ def _copied_64(session, Request request, value):
     return sizeof(protocol.copy_file_range_out)
 
 
+cdef Py_ssize_t do_open(Session s, Request r) except -2:
+    cdef protocol.open_in* op = <protocol.open_in*>r.op
+    if not s.through.on:
+        return never_ask()
+    flags, node = op.flags, s.node(r.nodeid)
+
+    def finish(session, Request request, value):
+        return put_open(s, request.out, node, flags)
+
+    return s.run(r, open_steps(s, node, flags, bool(op.open_flags & protocol.OPEN_KILL_SUIDGID)), finish)
+
+
+def open_steps(Session s, Node node, flags, clear_set_ids):
+    if flags & os.O_TRUNC:
+        changes = Changes(None, None, None, 0, None, None, clear_set_ids=clear_set_ids)
+        yield from OPERATIONS["setattr"](s.fs, node, changes)
+    yield from OPERATIONS["open"](s.fs, node, flags & ~os.O_TRUNC)
+
+
+cdef Py_ssize_t do_create(Session s, Request r) except -2:
+    cdef protocol.create_in* op = <protocol.create_in*>r.op
+    cdef Py_ssize_t size
+    if not s.through.on:
+        return never_ask()
+    name = r.name()
+    node, _ = OPERATIONS["create"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode)
+    s.listings.added(r.nodeid, name)
+    # Before the entry, whose attributes hold no longer than until somebody writes.
+    size = put_open(s, r.out + sizeof(protocol.entry_out), node, op.flags)
+    return put_entry(s, r, node) + size
+
+
+cdef Py_ssize_t put_open(Session s, char* at, Node node, uint32_t flags) except -2:
+    cdef protocol.open_out* out = <protocol.open_out*>at
+    memset(out, 0, sizeof(protocol.open_out))
+    out.fh = s.through.open(node, flags, &out.backing_id)
+    if out.backing_id:
+        out.open_flags = protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
+    elif s.timeout == FOREVER:
+        out.open_flags = protocol.FOPEN_KEEP_CACHE
+    return sizeof(protocol.open_out)
+
+
 cdef Py_ssize_t do_release(Session s, Request r) except -2:
-    # Of files made by O_TMPFILE, which the kernel takes for opened.
+    cdef uint64_t handle = (<protocol.release_in*>r.op).fh
+    # 0 is that of a file which O_TMPFILE made where the kernel doesn't ask for opening.
+    if handle:
+        s.through.release(r.nodeid, handle)
+        OPERATIONS["release"](s.fs, core_files.File(s.node(r.nodeid)))
     return 0
 
 
@@ -144,5 +194,7 @@ serves(protocol.FALLOCATE, do_fallocate, sizeof(protocol.fallocate_in), 0)
 serves(protocol.LSEEK, do_lseek, sizeof(protocol.lseek_in), 0)
 serves(protocol.COPY_FILE_RANGE, do_copy_file_range, sizeof(protocol.copy_file_range_in), 0)
 serves(protocol.COPY_FILE_RANGE_64, do_copy_file_range_64, sizeof(protocol.copy_file_range_in), 0)
-serves(protocol.RELEASE, do_release, 0, UNLOCKED | OPEN_TO_ALL)
+serves(protocol.OPEN, do_open, sizeof(protocol.open_in), 0)
+serves(protocol.CREATE, do_create, sizeof(protocol.create_in), 0)
+serves(protocol.RELEASE, do_release, sizeof(protocol.release_in), OPEN_TO_ALL)
 serves(protocol.IOCTL, do_ioctl, sizeof(protocol.ioctl_in), UNLOCKED)

@@ -99,6 +99,8 @@ cdef Py_ssize_t do_tmpfile(Session s, Request r) except -2:
     node = OPERATIONS["tmpfile"](s.fs, r.caller(op.umask), s.node(r.nodeid), op.mode)
     opened = <protocol.open_out*>(r.out + put_entry(s, r, node))
     memset(opened, 0, sizeof(protocol.open_out))
+    if s.through.on:
+        opened.fh = s.through.open_cached(node)
     return sizeof(protocol.entry_out) + sizeof(protocol.open_out)
 
 

@@ -63,6 +63,7 @@ cdef enum:
 # Flags of INIT, the second word shifted up by 32.
 cdef enum:
     ASYNC_READ = 1 << 0
+    ATOMIC_O_TRUNC = 1 << 3
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     HAS_IOCTL_DIR = 1 << 11
@@ -96,6 +97,14 @@ cdef enum:
     WRITE_KILL_SUIDGID = 1 << 2
     SETXATTR_ACL_KILL_SGID = 1 << 0
     FSYNC_FDATASYNC = 1 << 0
+    OPEN_KILL_SUIDGID = 1 << 0
+    FOPEN_KEEP_CACHE = 1 << 1
+    FOPEN_NOFLUSH = 1 << 5
+    FOPEN_PASSTHROUGH = 1 << 7
+
+# What an unasked message says, where an answer has its error.
+cdef enum:
+    NOTIFY_INVAL_INODE = 2
 
 cdef enum:
     MIN_READ_BUFFER = 8192
@@ -150,6 +159,16 @@ cdef struct attr_out:
     uint32_t attr_valid_nsec
     uint32_t dummy
     attr_t attr
+
+cdef struct open_in:
+    uint32_t flags
+    uint32_t open_flags
+
+cdef struct release_in:
+    uint64_t fh
+    uint32_t flags
+    uint32_t release_flags
+    uint64_t lock_owner
 
 cdef struct open_out:
     uint64_t fh

@@ -1,9 +1,11 @@
 from overlayfs_py.core.overlay import Overlay
+from overlayfs_py.engines.native.passthrough import Passthrough
 
 UNSUPPORTED: frozenset[str]
 MAX_WRITE: int
 
 class Session:
     uring: bool
-    def __init__(self, fs: Overlay, *, want_uring: bool = False) -> None: ...
+    through: Passthrough
+    def __init__(self, fs: Overlay, fuse_fd: int, *, want_uring: bool = False) -> None: ...
     def close(self) -> None: ...

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 
 from overlayfs_py.config import MS_NOATIME
@@ -75,7 +76,7 @@ cdef size_t op_size(uint32_t opcode):
 cdef class Session:
     """The state of one connection."""
 
-    def __init__(self, fs, *, want_uring=False):
+    def __init__(self, fs, fuse_fd, *, want_uring=False):
         self.fs = fs
         self.want_uring = want_uring
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
@@ -85,6 +86,7 @@ cdef class Session:
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
+        self.through = Passthrough(fs, fuse_fd)
         # A page is what the kernel sends even where it is told to send less.
         self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
         self.payload = max(self.max_write, _LEAST_PAYLOAD)

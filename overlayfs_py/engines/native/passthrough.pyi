@@ -1,0 +1,3 @@
+class Passthrough:
+    on: bool
+    def check(self) -> None: ...
