@@ -5,5 +5,6 @@ MAX_WRITE: int
 
 class Session:
     uring: bool
+    minor: int | None
     def __init__(self, fs: Overlay, *, want_uring: bool = False) -> None: ...
     def close(self) -> None: ...
