@@ -301,6 +301,7 @@ def test_root_squashes_both_owners_and_single_ones_go_before_it() -> None:
         ("upperdir=/u,workdir=/w", "no lower layer"),
         ("lowerdir=,datadir+=/d", "no lower layer"),
         ("lowerdir=/a,upperdir=/u", "needs a workdir"),
+        ("lowerdir=/a,engine=portable,uring=on", "uring=on takes the native engine"),
         ("lowerdir=/a,metacopy=on,userxattr", "metacopy=on and userxattr"),
         ("lowerdir=/a,upperdir=/u,workdir=/w,metacopy=on,redirect_dir=off", "redirect_dir"),
         ("lowerdir=/a,upperdir=/u,workdir=/w,metacopy=on,redirect_dir=nofollow", "redirect_dir"),

@@ -66,7 +66,7 @@ def _turn_uring_on() -> None:
         # This has the kernel load its module.
         os.close(os.open(machine.DEVICE, os.O_RDWR | os.O_CLOEXEC))
     if not machine.uring_switch():
-        with open(machine.URING_SWITCH, "w", encoding="ascii") as switch:
+        with open(machine.URING_SWITCH, "r+", encoding="ascii") as switch:
             switch.write("Y")
 
 
