@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import stat
 from typing import Literal
 
@@ -103,7 +104,7 @@ class Work:
         """
         self.lock_fd = self.fd = -1
         self.index: Layer | None = None
-        self.prefix = b"#" + os.urandom(4).hex().encode() + b"-"
+        self.prefix = b"#" + secrets.token_hex(4).encode() + b"-"
         self.counter = 0
         self.exclusive = False
         self.tmpfiles = False
