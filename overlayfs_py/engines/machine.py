@@ -80,8 +80,8 @@ def uring_sysctl() -> int | None:
 def uring_switch() -> bool | None:
     """Whether the kernel offers FUSE over io_uring; None where it has no such switch, or its module is not loaded."""
     try:
-        with open(URING_SWITCH, encoding="ascii") as switch:
-            return switch.read().strip() == "Y"
+        with open(URING_SWITCH, "rb") as switch:
+            return switch.read().strip() == b"Y"
     except FileNotFoundError:
         return None
 
@@ -171,7 +171,7 @@ def subordinate_ids(table: str, user: str, uid: int) -> int:
 
 def _number(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, "rb") as file:
             return int(file.read())
     except FileNotFoundError:
         return None

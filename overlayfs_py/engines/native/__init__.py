@@ -66,8 +66,8 @@ def _turn_uring_on() -> None:
         # This has the kernel load its module.
         os.close(os.open(machine.DEVICE, os.O_RDWR | os.O_CLOEXEC))
     if not machine.uring_switch():
-        with open(machine.URING_SWITCH, "r+", encoding="ascii") as switch:
-            switch.write("Y")
+        with open(machine.URING_SWITCH, "r+b") as switch:
+            switch.write(b"Y")
 
 
 def _make_rings(fuse_fd: int) -> list[Ring]:
@@ -86,8 +86,8 @@ def _make_rings(fuse_fd: int) -> list[Ring]:
 
 def _queues() -> int:
     """How many queues the kernel has: as many as there may ever be processors."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as listed:
-        spans = [span.partition("-") for span in listed.read().strip().split(",")]
+    with open("/sys/devices/system/cpu/possible", "rb") as listed:
+        spans = [span.partition(b"-") for span in listed.read().strip().split(b",")]
     return sum(int(last or first) - int(first) + 1 for first, _, last in spans)
 
 
