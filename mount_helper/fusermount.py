@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import subprocess
 
 from mount_helper.request import SUBTYPE, HelperError, Request
 
@@ -38,6 +37,9 @@ def unmount(mountpoint: bytes, *, lazy: bool) -> None:
 
 
 def _run(arguments: list[bytes], channel: int | None = None) -> None:
+    # Of no use to root, whose mounts are not to wait for it.
+    import subprocess
+
     environment = {**os.environb, b"LC_ALL": b"C"}
     kept: tuple[int, ...] = ()
     if channel is not None:

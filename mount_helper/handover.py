@@ -27,6 +27,7 @@ _ENDED = "the daemon ended before the root answered; see its log"
 _GONE = 254  # no error number
 _TICK = 0.1  # seconds between looks for a signal
 _PATIENCE = 5.0  # seconds for a daemon that was told to end
+_LAST_WORD = 1.0  # seconds for one that fails to say why
 
 
 def hear(daemon: socket.socket) -> bytes:
@@ -68,13 +69,12 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
                 os.close(answer)
             # A daemon that serves says nothing; one that has ended makes the probe end too.
             if speaker == daemon.fileno():
-                raise HelperError(_ENDED)
+                raise HelperError(_last_word(daemon) or _ENDED)
             number = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1])
             probe = 0
-            if number == _GONE:
-                raise HelperError(_ENDED)
             if number != 0:
-                raise HelperError(f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}")
+                silent = f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}"
+                raise HelperError(_last_word(daemon) or (_ENDED if number == _GONE else silent))
             _heed_signals()
             os.close(root)
             root = None
@@ -144,6 +144,15 @@ def _wait_for(daemon: socket.socket, others: tuple[int, ...], seconds: float = m
             if descriptor in speakers:
                 return descriptor
     raise HelperError(f"the root did not answer within {seconds:g} seconds")
+
+
+def _last_word(daemon: socket.socket) -> str:
+    """Why a daemon whose mount has just failed says that it did; empty where it doesn't say."""
+    poller = select.poll()
+    poller.register(daemon, select.POLLIN)
+    if not poller.poll(_LAST_WORD * 1000):
+        return ""
+    return os.fsdecode(daemon.recv(MAX_WORD).removeprefix(FAILED)).partition(" ")[2]
 
 
 def _heed_signals() -> None:

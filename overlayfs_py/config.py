@@ -86,10 +86,12 @@ class MountConfig:
     default_permissions: bool = False
     max_write: int | None = None
     """Bytes."""
-    engine: Literal["portable", "native"] = "portable"
+    engine: Literal["auto", "native", "portable"] = "auto"
+    """What carries the requests; auto: the native engine where it can be had."""
     uring: Literal["auto", "on", "off"] = "auto"
-    """Whether the native engine uses FUSE over io_uring; on: turn the kernel's switch on, too."""
+    """FUSE over io_uring in the native engine; on: turn the kernel's switch on, too, and mount only with it."""
     io: Literal["cached", "passthrough"] = "cached"
+    """What serves file data; passthrough: the kernel, from the layers' own files, where their data stays what it is."""
     unknown: tuple[str, ...] = ()
     """Options to warn about, as they were written."""
 
@@ -234,11 +236,13 @@ def _check_layer_options(draft: _Draft) -> None:
 
 
 def _check_conflicts(fields: dict[str, Any]) -> None:
-    """The rules of ovl_fs_params_verify, less one: redirect_dir=on with userxattr is allowed here.
+    """Beside our own, the rules of ovl_fs_params_verify, less one: redirect_dir=on with userxattr is allowed here.
 
     metacopy=on with userxattr is not, as in the kernel: whoever owns a file in a lower layer may write its user.*
     xattrs, and a made-up metacopy mark would show him the data of a file that he may not read.
     """
+    if fields.get("engine") == "portable" and fields.get("uring") == "on":
+        raise ConfigError("uring=on takes the native engine; drop it or engine=portable")
     if fields.get("io") == "passthrough":
         if fields.get("writeback"):
             raise ConfigError("io=passthrough and writeback exclude each other in the kernel; drop one")
@@ -524,18 +528,18 @@ OPTIONS: dict[str, Option] = {
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
     "engine": Option(
-        "=portable|native",
-        "what carries the requests",
-        _choice("engine", "engine", {b"portable": "portable", b"native": "native"}),
+        "=auto|native|portable",
+        "what carries the requests (default auto: native where it can)",
+        _choice("engine", "engine", {b"auto": "auto", b"native": "native", b"portable": "portable"}),
     ),
     "uring": Option(
         "=auto|on|off",
-        "FUSE over io_uring in the native engine (default auto)",
+        "FUSE over io_uring (default auto: where it is switched on)",
         _choice("uring", "uring", {b"auto": "auto", b"on": "on", b"off": "off"}),
     ),
     "io": Option(
         "=cached|passthrough",
-        "what serves file data: the mount's own page cache (default), or the layers' where they can",
+        "the page cache of file data: the mount's (default) or the layers'",
         _choice("io", "io", {b"cached": "cached", b"passthrough": "passthrough"}),
     ),
     "fsname": Option("=NAME", "the source shown in the table of mounts", _fsname),

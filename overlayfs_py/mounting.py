@@ -153,14 +153,18 @@ def _become_daemon(config: MountConfig, helper: socket.socket, log_file: str | N
         _serve(config, helper, None)
         status = 0
     except OverlayError as error:
-        # A helper that has ended need not be told.
-        with contextlib.suppress(BrokenPipeError):
-            helper.send(mount_helper.FAILED + os.fsencode(f"{type(error).__name__} {error}"))
+        _tell(helper, error)
     except Exception:
         log.exception("unexpected error; the daemon ends")
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _tell(helper: socket.socket, error: OverlayError) -> None:
+    # A helper that has ended need not be told.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        helper.send(mount_helper.FAILED + os.fsencode(f"{type(error).__name__} {error}"))
 
 
 def _detach(kept: int) -> None:
@@ -192,8 +196,8 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     os.umask(0)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    open_overlay, serve = _load(config)
     _warn(config)
+    open_overlay, serve = _load(config)
     with contextlib.closing(open_overlay(config)) as overlay:
         # From here on these wait for the watcher.
         signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
@@ -205,9 +209,13 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
         watcher.start()
         try:
             serve(overlay, connection)
-        except BaseException:
+        except BaseException as error:
             # A mount that nobody serves would answer every call with ENOTCONN.
             mount_helper.unmount(config.mountpoint, device, lazy=True)
+            if isinstance(error, OverlayError) and not answered.is_set():
+                _tell(helper, error)
+                # The helper repeats it, on which the watcher ends this process.
+                answered.wait()
             raise
         # Unmounted before the helper was content: the watcher ends this process.
         answered.wait()
@@ -215,18 +223,42 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
 
 def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]":
     """The core and the engine, loaded by the daemon alone, since they take longer than all the rest."""
+    engine = _choose_engine(config)
     try:
         from overlayfs_py.core.overlay import Overlay
 
-        if config.engine == "native":
+        if engine == "native":
             from overlayfs_py.engines import native
 
             native.check(config)
             return Overlay.open, native.serve
         from overlayfs_py.engines import portable
     except ImportError as error:
-        raise MountError(f"the {config.engine} engine cannot be loaded: {error}") from error
+        raise MountError(f"the {engine} engine cannot be loaded: {error}") from error
+    if config.max_write is not None:
+        log.warning("option max_write has no effect here, since libfuse sets the size; ignored")
     return Overlay.open, portable.serve
+
+
+def _choose_engine(config: MountConfig) -> str:
+    """The engine that serves a mount; raises MountError where it can't be the one that the options ask for."""
+    if config.engine == "portable":
+        return "portable"
+    from overlayfs_py.engines import machine
+
+    obstacle = machine.obstacle_to_native()
+    if obstacle is None:
+        return "native"
+    if config.engine == "native":
+        raise MountError(f"the native engine can't be used here: {obstacle}; use engine=auto")
+    for option, asked, otherwise in (
+        ("uring=on", config.uring == "on", "uring=auto"),
+        ("io=passthrough", config.io == "passthrough", "io=cached"),
+    ):
+        if asked:
+            raise MountError(f"{option} takes the native engine, which can't be used here: {obstacle}; use {otherwise}")
+    log.info("the portable engine serves, as the native one can't: %s", obstacle)
+    return "portable"
 
 
 def _warn(config: MountConfig) -> None:
@@ -234,8 +266,6 @@ def _warn(config: MountConfig) -> None:
         log.warning("option %s has no effect here; ignored", option)
     if config.context is not None and not _has_selinux():
         log.warning("option context has no effect without SELinux; ignored")
-    if config.max_write is not None and config.engine == "portable":
-        log.warning("option max_write has no effect here, since libfuse sets the size; ignored")
 
 
 def _ask_for_connection(helper: socket.socket, mountpoint: bytes) -> tuple[int, bytes]:

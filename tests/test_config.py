@@ -244,6 +244,8 @@ def test_ro_makes_a_mount_with_an_upper_read_only() -> None:
         (r"context=u:r:t:s0:c1\,c2", "context", "u:r:t:s0:c1,c2"),
         (r"fsname=a\,b", "fsname", "a,b"),
         ("max_write=131072", "max_write", 131072),
+        ("", "engine", "auto"),
+        ("engine=auto", "engine", "auto"),
         ("engine=portable", "engine", "portable"),
         ("engine=native", "engine", "native"),
         ("io=cached", "io", "cached"),
@@ -274,12 +276,12 @@ def test_bad_value_is_refused_by_name(option: str) -> None:
     assert option.partition("=")[0] in refusal("lowerdir=/a,upperdir=/u,workdir=/w", option)
 
 
-@pytest.mark.parametrize("option", ["nfs_export=off", "verity=off", "io=cached"])
+@pytest.mark.parametrize("option", ["nfs_export=off", "verity=off"])
 def test_harmless_values_of_missing_features_pass(option: str) -> None:
     assert parse("lowerdir=/a", option).unknown == ()
 
 
-@pytest.mark.parametrize("option", ["io=passthrough", "threaded=1", "nonsense", "nonsense=1", "uuid=null"])
+@pytest.mark.parametrize("option", ["threaded=1", "nonsense", "nonsense=1", "uuid=null"])
 def test_options_without_effect_are_kept_for_a_warning(option: str) -> None:
     assert parse("lowerdir=/a", option).unknown == (option,)
 
@@ -301,6 +303,7 @@ def test_root_squashes_both_owners_and_single_ones_go_before_it() -> None:
         ("upperdir=/u,workdir=/w", "no lower layer"),
         ("lowerdir=,datadir+=/d", "no lower layer"),
         ("lowerdir=/a,upperdir=/u", "needs a workdir"),
+        ("lowerdir=/a,engine=portable,uring=on", "uring=on takes the native engine"),
         ("lowerdir=/a,metacopy=on,userxattr", "metacopy=on and userxattr"),
         ("lowerdir=/a,io=passthrough,writeback", "io=passthrough and writeback"),
         ("lowerdir=/a,io=passthrough,engine=portable", "io=passthrough takes the native engine"),

@@ -16,6 +16,7 @@ SWITCHES = {
     "-o OPTION[,...]": "mount options, listed below",
     "-f, --foreground": "stay in the foreground, log to standard error",
     "-d, --debug": "as -f, and log more",
+    "--doctor": "say what this machine offers to a mount",
     "-h, --help": "show this",
     "-V, --version": "show the version",
     "-n, -s, -v, -t TYPE": "taken from mount(8), no effect",
@@ -33,6 +34,7 @@ class CommandLine:
     words: list[bytes]
     foreground: bool = False
     debug: bool = False
+    doctor: bool = False
     help: bool = False
     version: bool = False
 
@@ -58,7 +60,7 @@ def _open_standard_descriptors() -> None:
 
 
 def run(arguments: list[bytes]) -> int:
-    """Do what the arguments, without the program's name, ask for. Raises OverlayError."""
+    """Do what the arguments, without the program's name, ask for; returns the exit status. Raises OverlayError."""
     command = parse_command_line(arguments)
     if command.help:
         print(help_text())
@@ -66,6 +68,12 @@ def run(arguments: list[bytes]) -> int:
     if command.version:
         print(f"overlayfs-py {__version__}")
         return 0
+    if command.doctor:
+        from overlayfs_py.cli import doctor
+
+        report, works = doctor.examine()
+        print(report)
+        return 0 if works else 1
     if not 1 <= len(command.words) <= 2:
         raise ConfigError(f"{len(command.words) or 'no'} words where a mountpoint is needed; {USAGE}")
     config = parse_options(
@@ -83,6 +91,8 @@ def run(arguments: list[bytes]) -> int:
         # The helper sees to these itself, and after success the program ends, whatever comes in between.
         signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
         mounting.mount(config)
+        # Nothing is left to do, and tidying up takes an interpreter longer than the mount took.
+        os._exit(0)
     return 0
 
 
@@ -109,6 +119,8 @@ def _take_long(command: CommandLine, argument: bytes) -> None:
         command.foreground = True
     elif argument == b"--debug":
         command.debug = command.foreground = True
+    elif argument == b"--doctor":
+        command.doctor = True
     elif argument == b"--help":
         command.help = True
     elif argument == b"--version":

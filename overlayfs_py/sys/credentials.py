@@ -1,6 +1,7 @@
 """What this process may do."""
 
 CAP_CHOWN = 0
+CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 CAP_MKNOD = 27
 CAP_SYS_ADMIN = 21

@@ -11,25 +11,29 @@
 - listing    directory positions that need no handle
 
 Opening a file or directory costs no message, unless files are to be passed through: the kernel is told once that OPEN
-and OPENDIR are not wanted, so every request names the node alone. That asks for a daemon that may open any file of its layers again, which root is.
+and OPENDIR are not wanted, so every request names the node alone. That asks for a daemon that may open any file of its
+layers again, which root is.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable
 from importlib import import_module
 
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
+from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.session import UNSUPPORTED, Session
 from overlayfs_py.engines.native.uring import Ring
 from overlayfs_py.errors import MountError
 
-__all__ = ["UNSUPPORTED", "check", "serve"]
+__all__ = ["UNSUPPORTED", "check", "obstacle_to_rings", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -37,54 +41,103 @@ log = logging.getLogger(__name__)
 for _handlers in ("names", "attributes", "files", "directories", "connection"):
     import_module(f"{__name__}.{_handlers}")
 
-_URING_SWITCH = "/sys/module/fuse/parameters/enable_uring"
-
 
 def check(config: MountConfig) -> None:
-    """See that this engine can serve a mount, and turn io_uring on where that is asked for; raises MountError."""
-    if os.geteuid() != 0:
-        raise MountError("the native engine needs root, at least of a user namespace; use engine=portable")
-    if config.uring == "on":
+    """See before mounting that rings can be had where they must, and turn the kernel's switch on; raises MountError."""
+    if config.uring != "on":
+        return
+    obstacle = obstacle_to_rings()
+    if obstacle is not None:
+        raise _no_rings(obstacle)
+    try:
         _turn_uring_on()
+    except OSError as error:
+        raise _no_rings(f"cannot turn its switch on ({error.filename}: {error.strerror})") from error
+
+
+def obstacle_to_rings() -> str | None:
+    """Why this process can't have the rings of a mount, or None; the kernel's switch aside."""
+    if machine.release() < machine.OLDEST_WITH_URING:
+        return f"it takes Linux {machine.OLDEST_WITH_URING[0]}.{machine.OLDEST_WITH_URING[1]}"
+    try:
+        for ring in _make_rings(-1):
+            ring.close()
+    except OSError as error:
+        return machine.obstacle_to_rings(error)
+    return None
+
+
+def _no_rings(why: str) -> MountError:
+    return MountError(f"no FUSE over io_uring: {why}; use uring=auto")
 
 
 def _turn_uring_on() -> None:
+    if machine.uring_switch() is None:
+        # This has the kernel load its module.
+        os.close(os.open(machine.DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    if not machine.uring_switch():
+        with open(machine.URING_SWITCH, "r+b") as switch:
+            switch.write(b"Y")
+
+
+def _make_rings(fuse_fd: int) -> list[Ring]:
+    """A ring for each queue of the kernel's, all of which it wants served; raises OSError, and then leaves none."""
+    allowed = os.sched_getaffinity(0)
+    rings: list[Ring] = []
     try:
-        with open(_URING_SWITCH, "r+", encoding="ascii") as switch:
-            if switch.read().strip() != "Y":
-                switch.write("Y")
-    except OSError as error:
-        raise MountError(f"cannot turn FUSE over io_uring on ({_URING_SWITCH}): {error.strerror}") from error
+        for number in range(_queues()):
+            rings.append(Ring(fuse_fd, number, number if number in allowed else None))
+    except OSError:
+        for ring in rings:
+            ring.close()
+        raise
+    return rings
+
+
+def _queues() -> int:
+    """How many queues the kernel has: as many as there may ever be processors."""
+    with open("/sys/devices/system/cpu/possible", "rb") as listed:
+        spans = [span.partition(b"-") for span in listed.read().strip().split(b",")]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+
+
+def _rings_to_offer(config: MountConfig, fuse_fd: int) -> list[Ring]:
+    """The rings of a mount, before the kernel is told of them, which then waits until they serve."""
+    if config.uring == "off":
+        return []
+    why = "FUSE over io_uring is not switched on"
+    if config.uring == "on" or machine.uring_switch():
+        try:
+            return _make_rings(fuse_fd)
+        except OSError as error:
+            why = machine.obstacle_to_rings(error)
+            if config.uring == "on":
+                raise _no_rings(why) from error
+    log.info("requests come over /dev/fuse: %s", why)
+    return []
 
 
 def serve(overlay: Overlay, fuse_fd: int) -> None:
     """Serve the mounted connection `fuse_fd` until it is unmounted; then close the overlay.
 
-    Takes over the descriptor. Signals, and unmounting, are the caller's business.
+    Takes over the descriptor. Signals, and unmounting, are the caller's business, also where this raises MountError.
     """
     os.umask(0)
-    session = Session(overlay, fuse_fd, want_uring=overlay.config.uring != "off")
     descriptors = [fuse_fd]
-    rings: list[Ring] = []
+    rings = _rings_to_offer(overlay.config, fuse_fd)
+    session = Session(overlay, fuse_fd, want_uring=bool(rings))
     try:
         first = Channel(session, fuse_fd)
         first.greet()
-        if overlay.config.io == "passthrough":
-            session.through.check()
-        loops: list[Callable[[], None]] = []
+        _check_agreement(overlay.config, session)
+        loops: list[Callable[[], None]] = [first.serve]
         if session.uring:
-            rings.extend(Ring(session, fuse_fd, cpu) for cpu in range(possible_cpus()))
-            loops.extend(ring.serve for ring in rings)
+            loops.extend(functools.partial(ring.serve, session) for ring in rings)
         else:
             for _ in range(len(os.sched_getaffinity(0)) - 1):
                 descriptors.append(clone(fuse_fd))
                 loops.append(Channel(session, descriptors[-1]).serve)
-        threads = [threading.Thread(target=loop, name=f"fuse-{n}", daemon=True) for n, loop in enumerate(loops)]
-        for thread in threads:
-            thread.start()
-        first.serve()
-        for thread in threads:
-            thread.join()
+        _run(loops)
     finally:
         session.close()
         for ring in rings:
@@ -94,7 +147,37 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
         overlay.close()
 
 
-def possible_cpus() -> int:
-    """How many processors the kernel has queues for, present or not."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as listed:
-        return int(listed.read().strip().rpartition(",")[2].rpartition("-")[2]) + 1
+def _check_agreement(config: MountConfig, session: Session) -> None:
+    if session.minor is None:
+        raise MountError("the kernel's FUSE protocol is older than 7.31; use engine=portable")
+    if config.uring == "on" and not session.uring:
+        raise _no_rings("the kernel does not offer it")
+    if config.io == "passthrough":
+        session.through.check()
+    if config.uring == "auto" and session.uring:
+        log.info("requests come over io_uring")
+
+
+def _run(loops: list[Callable[[], None]]) -> None:
+    """Run each in a thread, until all have ended or one raises; that is raised here, and the others go on."""
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run(loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:  # noqa: BLE001 - raised by who waits for the threads
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threads = [
+        threading.Thread(target=run, args=(loop,), name=f"fuse-{n}", daemon=True) for n, loop in enumerate(loops)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        error = ended.get()
+        if error is not None:
+            raise error
+    for thread in threads:
+        thread.join()

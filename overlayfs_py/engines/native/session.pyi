@@ -7,5 +7,6 @@ MAX_WRITE: int
 class Session:
     uring: bool
     through: Passthrough
+    minor: int | None
     def __init__(self, fs: Overlay, fuse_fd: int, *, want_uring: bool = False) -> None: ...
     def close(self) -> None: ...

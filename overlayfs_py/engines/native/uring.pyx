@@ -200,7 +200,8 @@ cdef class Ring:
 
     cdef Session session
     cdef int fuse_fd
-    cdef int cpu
+    cdef int queue
+    cdef object cpu
     cdef int fd
     cdef int wake_fd
     cdef uint64_t wake_count
@@ -216,15 +217,25 @@ cdef class Ring:
     cdef unsigned int pending
     cdef bint ended
 
-    def __init__(self, Session session, int fuse_fd, int cpu):
-        """Make the ring; raises OSError where the kernel has no such rings (ENOSYS, EPERM, EINVAL)."""
-        self.session = session
+    def __init__(self, int fuse_fd, int queue, object cpu):
+        """Make the ring of the kernel's `queue`, to be served by a thread pinned to `cpu`, on any where that is None.
+
+        Raises OSError where the kernel makes no such rings (ENOSYS, EPERM, EINVAL, ENOMEM, EMFILE).
+        """
         self.fuse_fd = fuse_fd
+        self.queue = queue
         self.cpu = cpu
         self.finished = deque()
         self.fd = self.wake_fd = -1
         memset(&self.params, 0, sizeof(self.params))
         self.params.flags = IORING_SETUP_SQE128
+        try:
+            self._set_up()
+        except OSError:
+            self.close()
+            raise
+
+    cdef _set_up(self):
         self.fd = self._checked(ring_setup(2 * DEPTH, &self.params))
         os.set_inheritable(self.fd, False)
         self.wake_fd = self._checked(eventfd(0, EFD_CLOEXEC))
@@ -234,7 +245,6 @@ cdef class Ring:
         self.sq = self._map(self.sq_size, IORING_OFF_SQ_RING)
         self.cq = self._map(self.cq_size, IORING_OFF_CQ_RING)
         self.sqes = self._map(self.sqes_size, IORING_OFF_SQES)
-        self.entries = [Entry(number + 1, session.payload) for number in range(DEPTH)]
 
     cdef long _checked(self, long result) except -1:
         if result < 0:
@@ -281,7 +291,7 @@ cdef class Ring:
         sqe.opcode = IORING_OP_URING_CMD
         sqe.fd = self.fuse_fd
         sqe.cmd_op = what
-        request.qid = self.cpu
+        request.qid = self.queue
         if what == CMD_REGISTER:
             sqe.addr = <uint64_t>&entry.segments[0]
             sqe.len = SEGMENTS
@@ -303,17 +313,23 @@ cdef class Ring:
         if write(self.wake_fd, &one, sizeof(one)) < 0:
             log.error("a ring can't be woken: %s", os.strerror(c_errno))
 
-    def serve(self):
-        """Serve until the connection ends; in the thread that is to be the ring's."""
+    def serve(self, Session session):
+        """Serve until the connection ends; in the thread that is to be the ring's.
+
+        Raises OSError where the kernel does not take the ring after all.
+        """
         cdef Entry entry
         cdef long result
         cdef unsigned int submit
+        self.session = session
+        self.entries = [Entry(number + 1, session.payload) for number in range(DEPTH)]
         try:
-            os.sched_setaffinity(0, {self.cpu})
+            if self.cpu is not None:
+                os.sched_setaffinity(0, {self.cpu})
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # not one of the processors this daemon may run on: it serves that ring from another
+            # that processor has just been switched off: whichever is free serves its ring
         self._listen()
         for entry in self.entries:
             entry.transport = self
@@ -346,7 +362,7 @@ cdef class Ring:
 
     cdef _lost(self, int32_t result):
         if -result not in (errno.ENOTCONN, errno.ECANCELED, errno.ENODEV):
-            log.error("a ring entry was refused: %s", os.strerror(-result))
+            raise OSError(-result, f"an entry of a ring was refused: {os.strerror(-result)}")
         self.ended = True
 
     cdef _answer_finished(self):
