@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from overlayfs_py.core import attrs, create, files, lookup, readdir, remove, rename
+from overlayfs_py.core import attrs, create, files, flags, lookup, readdir, remove, rename
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
@@ -54,4 +54,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "lseek": files.seek,
     "copy_file_range": files.copy_range,
     "syncfs": files.sync_fs,
+    "get_flags": flags.get_flags,
+    "set_flags": flags.set_flags,
 }

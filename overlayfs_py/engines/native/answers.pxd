@@ -6,6 +6,7 @@ from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport Request, Session
 
 cdef void put_stat(protocol.attr_t* out, Node node, stat_t* st)
+cdef void put_statx(protocol.statx_t* out, protocol.attr_t* shown)
 cdef object get_time(uint64_t seconds, uint32_t rest)
 cdef object decode_device(uint32_t device)
 cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node, object st) except -2

@@ -4,7 +4,7 @@
 import errno
 import os
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from overlayfs_py.core.nodes cimport Node
@@ -47,6 +47,24 @@ cdef void put_stat(protocol.attr_t* out, Node node, stat_t* st):
     out.rdev = encode_device(st.st_rdev)
     out.blksize = <uint32_t>st.st_blksize
     out.flags = 0
+
+
+cdef void put_statx(protocol.statx_t* out, protocol.attr_t* shown):
+    """The same attributes in the structure of STATX, all but the time of birth."""
+    out.mask = protocol.STATX_BASIC_STATS
+    out.blksize = shown.blksize
+    out.nlink = shown.nlink
+    out.uid = shown.uid
+    out.gid = shown.gid
+    out.mode = <uint16_t>shown.mode
+    out.ino = shown.ino
+    out.size = shown.size
+    out.blocks = shown.blocks
+    out.atime.tv_sec, out.atime.tv_nsec = <int64_t>shown.atime, shown.atimensec
+    out.mtime.tv_sec, out.mtime.tv_nsec = <int64_t>shown.mtime, shown.mtimensec
+    out.ctime.tv_sec, out.ctime.tv_nsec = <int64_t>shown.ctime, shown.ctimensec
+    out.rdev_major = (shown.rdev & 0xFFF00) >> 8
+    out.rdev_minor = (shown.rdev & 0xFF) | ((shown.rdev >> 12) & 0xFFF00)
 
 
 cdef void put_time(object nanoseconds, uint64_t* seconds, uint32_t* rest):

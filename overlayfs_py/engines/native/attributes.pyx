@@ -11,13 +11,19 @@ from libc.string cimport memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.answers cimport get_time, put_attr_out, put_bytes, put_size, put_sized, put_stat, put_validity
+from overlayfs_py.engines.native.answers cimport get_time, put_attr_out, put_bytes, put_size, put_sized, put_stat, put_statx, put_validity
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport Request, Session, serves
 
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines.native.session import NeverAsk, nothing
+
+# FUSE_INVALID_UIDGID
+cdef uint32_t NOBODY = 0xFFFFFFFF
+
+cdef enum:
+    REGULAR = 0o100000
 
 
 cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
@@ -29,9 +35,35 @@ cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
     return sizeof(protocol.attr_out)
 
 
+cdef Py_ssize_t do_statx(Session s, Request r) except -2:
+    cdef protocol.statx_out* out = <protocol.statx_out*>r.out
+    cdef protocol.attr_out plain
+    cdef Node node = s.node(r.nodeid)
+    cdef stat_t own
+    cdef char* at = r.out
+    memset(out, 0, sizeof(protocol.statx_out))
+    r.out = <char*>&plain
+    try:
+        do_getattr(s, r)
+    finally:
+        r.out = at
+    out.attr_valid, out.attr_valid_nsec = plain.attr_valid, plain.attr_valid_nsec
+    put_statx(&out.stat, &plain.attr)
+    if s.plain.birth(node, &out.stat.btime.tv_sec, &out.stat.btime.tv_nsec):
+        out.stat.mask |= protocol.STATX_BTIME
+    return sizeof(protocol.statx_out)
+
+
 cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
+    """Change attributes. A change of nothing is one of two things that the kernel asks for in the same words.
+
+    It is chown(-1, -1), which takes set-id bits from a file, or comes before a write: there root's leaves them, and the
+    write of anybody else takes them itself. Root's is known by the capabilities removed just before; only the owner's
+    and root's chown would be allowed to take anything.
+    """
     cdef protocol.setattr_in* op = <protocol.setattr_in*>r.op
     cdef uint32_t valid = op.valid
+    cdef Node node = s.node(r.nodeid)
     now = None
     if valid & (protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW):
         now = time.time_ns()
@@ -44,10 +76,15 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         else now if valid & protocol.FATTR_ATIME_NOW else get_time(op.atime, op.atimensec),
         None if not valid & protocol.FATTR_MTIME
         else now if valid & protocol.FATTR_MTIME_NOW else get_time(op.mtime, op.mtimensec),
-        # A change of nothing is chown(-1, -1), which takes them too.
         clear_set_ids=valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID),
     )
-    return s.run(r, OPERATIONS["setattr"](s.fs, s.node(r.nodeid), changes), _attributes)
+    if valid == 0:
+        taken, s.capability_taken = s.capability_taken, None
+        if node.kind != REGULAR or taken == (r.nodeid, r.pid):
+            changes = Changes()
+        elif asker(r) not in (0, OPERATIONS["getattr"](s.fs, node).uid):
+            return do_getattr(s, r)
+    return s.run(r, OPERATIONS["setattr"](s.fs, node, changes), _attributes)
 
 
 cdef Py_ssize_t do_readlink(Session s, Request r) except -2:
@@ -97,8 +134,27 @@ cdef Py_ssize_t do_getxattr(Session s, Request r) except -2:
 cdef Py_ssize_t do_listxattr(Session s, Request r) except -2:
     need_xattrs(s)
     cdef uint32_t wanted = (<protocol.getxattr_in*>r.op).size
-    keys = OPERATIONS["listxattr"](s.fs, s.node(r.nodeid), trusted=r.uid == 0)
+    keys = OPERATIONS["listxattr"](s.fs, s.node(r.nodeid), trusted=True)
+    if any(key.startswith(b"trusted.") for key in keys) and asker(r) != 0:
+        keys = [key for key in keys if not key.startswith(b"trusted.")]
     return put_sized(r, wanted, b"".join([key + b"\0" for key in keys]))
+
+
+cdef object asker(Request r):
+    """Whose file system user id a request has, -1 if that can't be told any more.
+
+    Where mounts may map ids, the kernel names only those who make something.
+    """
+    if r.uid != NOBODY:
+        return r.uid
+    try:
+        with open(f"/proc/{r.pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Uid:"):
+                    return int(line.split()[4])
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    return -1
 
 
 cdef Py_ssize_t do_setxattr(Session s, Request r) except -2:
@@ -115,10 +171,14 @@ cdef Py_ssize_t do_setxattr(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_removexattr(Session s, Request r) except -2:
     need_xattrs(s)
-    return s.run(r, OPERATIONS["removexattr"](s.fs, s.node(r.nodeid), r.name()), nothing)
+    key = r.name()
+    if key == b"security.capability":
+        s.capability_taken = (r.nodeid, r.pid)
+    return s.run(r, OPERATIONS["removexattr"](s.fs, s.node(r.nodeid), key), nothing)
 
 
 serves(protocol.GETATTR, do_getattr, 16, 0)
+serves(protocol.STATX, do_statx, sizeof(protocol.statx_in), 0)
 serves(protocol.SETATTR, do_setattr, sizeof(protocol.setattr_in), 0)
 serves(protocol.READLINK, do_readlink, 0, 0)
 serves(protocol.STATFS, do_statfs, 0, 0)

@@ -14,6 +14,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Beyond what fits into an enumeration.
 cdef uint64_t PASSTHROUGH = (<uint64_t>1) << 37
+cdef uint64_t ALLOW_IDMAP = (<uint64_t>1) << 40
 cdef uint64_t OVER_IO_URING = (<uint64_t>1) << 41
 
 
@@ -44,6 +45,9 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         offered |= (<uint64_t>op.flags2) << 32
     if not s.fs.config.noacl and not s.fs.config.noxattrs:
         wanted |= protocol.POSIX_ACL
+    # The kernel checks access by the ids that a mount shows, and tells whose they are only to who makes something.
+    if s.fs.config.default_permissions and not s.only_root:
+        wanted |= ALLOW_IDMAP
     if s.want_uring:
         wanted |= OVER_IO_URING
     if s.fs.config.io == "passthrough":

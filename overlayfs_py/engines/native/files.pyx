@@ -6,7 +6,7 @@ import os
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.unistd cimport pread, pwrite
 
 from overlayfs_py.core.nodes cimport Node
@@ -15,6 +15,7 @@ from overlayfs_py.engines.native.answers cimport put_entry
 from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
 
 from overlayfs_py.core import files as core_files
+from overlayfs_py.core import flags
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines.native.session import nothing
@@ -133,12 +134,12 @@ cdef Py_ssize_t do_open(Session s, Request r) except -2:
     cdef protocol.open_in* op = <protocol.open_in*>r.op
     if not s.through.on:
         return never_ask()
-    flags, node = op.flags, s.node(r.nodeid)
+    how, node = op.flags, s.node(r.nodeid)
 
     def finish(session, Request request, value):
-        return put_open(s, request.out, node, flags)
+        return put_open(s, request.out, node, how)
 
-    return s.run(r, open_steps(s, node, flags, bool(op.open_flags & protocol.OPEN_KILL_SUIDGID)), finish)
+    return s.run(r, open_steps(s, node, how, bool(op.open_flags & protocol.OPEN_KILL_SUIDGID)), finish)
 
 
 def open_steps(Session s, Node node, flags, clear_set_ids):
@@ -182,8 +183,25 @@ cdef Py_ssize_t do_release(Session s, Request r) except -2:
 
 
 cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
+    cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
+    if op.cmd in flags.READING:
+        with s.lock:
+            found = OPERATIONS["get_flags"](s.fs, s.node(r.nodeid), op.cmd, op.out_size)
+        put_ioctl(s, r, 0)
+        memcpy(r.out + sizeof(protocol.ioctl_out), <char*>found, len(found))
+        return sizeof(protocol.ioctl_out) + len(found)
+    if op.cmd in flags.WRITING:
+        if op.in_size > r.size:
+            raise OSError(errno.EIO, "a value cut short")
+        with s.lock:
+            return s.run(r, OPERATIONS["set_flags"](s.fs, s.node(r.nodeid), op.cmd, r.data[: op.in_size]), put_ioctl)
     # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer.
     raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+
+def put_ioctl(Session session, Request request, value):
+    memset(request.out, 0, sizeof(protocol.ioctl_out))
+    return sizeof(protocol.ioctl_out)
 
 
 serves(protocol.READ, do_read, sizeof(protocol.read_in), UNLOCKED | OPEN_TO_ALL)

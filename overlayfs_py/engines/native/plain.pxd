@@ -40,6 +40,7 @@ cdef class Plain:
     cdef object entry(self, Node parent, bytes name, stat* st)
     cdef list names(self, Node node)
     cdef bint attributes(self, Node node, stat* st) except -1
+    cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1
     cdef bint shown(self, Node node, stat* st)
     cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1
     cdef object _new(self, Node parent, bytes name, stat* st, Real upper, tuple lowers)

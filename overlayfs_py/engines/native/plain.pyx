@@ -19,8 +19,17 @@ cdef extern from "<sys/stat.h>" nogil:
     bint S_ISREG(uint32_t mode)
     bint S_ISCHR(uint32_t mode)
 
+    struct statx_timestamp:
+        int64_t tv_sec
+        uint32_t tv_nsec
+    struct statx_buf "statx":
+        uint32_t stx_mask
+        statx_timestamp stx_btime
+    int read_statx "statx"(int dir_fd, const char* path, int flags, unsigned int mask, statx_buf* st)
+    unsigned int STATX_BTIME
+
 cdef extern from "<fcntl.h>" nogil:
-    int AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY
+    int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY
     int openat(int dir_fd, const char* path, int flags)
 
 cdef extern from "<dirent.h>" nogil:
@@ -174,6 +183,24 @@ cdef class Plain:
         return (
             fstatat(self.dirs.fd(real.parent), real.name, st, AT_SYMLINK_NOFOLLOW) == 0 and self.shown(node, st)
         )
+
+    cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1:
+        """When the real object was made (statx(2)); False where its filesystem doesn't say."""
+        cdef statx_buf found
+        cdef Real real
+        cdef int result
+        if node.pinned >= 0:
+            result = read_statx(node.pinned, b"", AT_EMPTY_PATH, STATX_BTIME, &found)
+        else:
+            real = node.upper if node.upper is not None else <Real>node.lowers[0]
+            if real.parent is None:
+                result = read_statx(real.layer.fd, b"", AT_EMPTY_PATH, STATX_BTIME, &found)
+            else:
+                result = read_statx(self.dirs.fd(real.parent), real.name, AT_SYMLINK_NOFOLLOW, STATX_BTIME, &found)
+        if result != 0 or not found.stx_mask & STATX_BTIME:
+            return False
+        seconds[0], nanoseconds[0] = found.stx_btime.tv_sec, found.stx_btime.tv_nsec
+        return True
 
     cdef bint shown(self, Node node, stat* st):
         """Make the real attributes of a node those the mount shows; False where core has to."""

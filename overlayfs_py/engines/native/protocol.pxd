@@ -1,7 +1,7 @@
 # The FUSE kernel protocol as far as this engine speaks it: 7.31 to 7.45. Source: include/uapi/linux/fuse.h.
 # All structures are in the machine's byte order and have no padding but what is written out.
 
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     KERNEL_VERSION = 7
@@ -174,6 +174,53 @@ cdef struct open_out:
     uint64_t fh
     uint32_t open_flags
     int32_t backing_id
+
+# Those of statx(2) that the kernel takes from an answer.
+cdef enum:
+    STATX_BASIC_STATS = 0x7FF
+    STATX_BTIME = 0x800
+
+cdef struct statx_in:
+    uint32_t getattr_flags
+    uint32_t reserved
+    uint64_t fh
+    uint32_t sx_flags
+    uint32_t sx_mask
+
+cdef struct sx_time:
+    int64_t tv_sec
+    uint32_t tv_nsec
+    int32_t reserved
+
+cdef struct statx_t:
+    uint32_t mask
+    uint32_t blksize
+    uint64_t attributes
+    uint32_t nlink
+    uint32_t uid
+    uint32_t gid
+    uint16_t mode
+    uint16_t spare0
+    uint64_t ino
+    uint64_t size
+    uint64_t blocks
+    uint64_t attributes_mask
+    sx_time atime
+    sx_time btime
+    sx_time ctime
+    sx_time mtime
+    uint32_t rdev_major
+    uint32_t rdev_minor
+    uint32_t dev_major
+    uint32_t dev_minor
+    uint64_t spare2[14]
+
+cdef struct statx_out:
+    uint64_t attr_valid
+    uint32_t attr_valid_nsec
+    uint32_t flags
+    uint64_t spare[2]
+    statx_t stat
 
 cdef struct forget_one:
     uint64_t nodeid

@@ -74,6 +74,8 @@ cdef class Session:
     cdef bint want_uring
     cdef bint keeps_atimes
     cdef bint only_root
+    # The node whose capabilities were removed last, and by which process, until a change of attributes.
+    cdef object capability_taken
     # Whether kernel and engine agreed on rings in INIT.
     cdef readonly bint uring
 
