@@ -767,6 +767,24 @@ def test_switch_that_does_not_exist_is_named() -> None:
         parse_command_line([b"-fz"])
 
 
+def test_a_mount_by_root_loads_no_module_that_only_others_need() -> None:
+    needed = "cli.mount_program", "mounting", "core.overlay", "engines.native"
+    imports = "".join(f"import overlayfs_py.{name}\n" for name in needed)
+    loaded = set(call([], program=[sys.executable, "-c", f"{imports}import sys\nprint(*sys.modules)"]).stdout.split())
+    assert "overlayfs_py.engines.native.session" in loaded
+    costly = {
+        "argparse",
+        "asyncio",
+        "overlayfs_py.cli.doctor",
+        "pathlib",
+        "pyfuse3",
+        "shutil",
+        "subprocess",
+        "tempfile",
+    }
+    assert loaded & costly == set()
+
+
 # From Python.
 
 
