@@ -539,8 +539,10 @@ def test_files_in_use_outlive_the_first_signal_and_not_the_second(layers: Layers
         assert os.pread(held, 10, 0) == b"late"
         os.kill(pid, signal.SIGTERM)
         assert reap(pid) == 0
-        with pytest.raises(OSError, match="not connected"):
+        # The second where rings, which the kernel takes down after the process, were still there to take the request.
+        with pytest.raises(OSError) as caught:
             os.fsync(held)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     finally:
         # Nobody is left to answer the flush.
         with contextlib.suppress(OSError):
