@@ -69,7 +69,7 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
                 os.close(answer)
             # A daemon that serves says nothing; one that has ended makes the probe end too.
             if speaker == daemon.fileno():
-                raise HelperError(_last_word(daemon) or _ENDED)
+                raise HelperError(_last_word(daemon))
             number = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1])
             probe = 0
             if number != 0:
@@ -147,12 +147,12 @@ def _wait_for(daemon: socket.socket, others: tuple[int, ...], seconds: float = m
 
 
 def _last_word(daemon: socket.socket) -> str:
-    """Why a daemon whose mount has just failed says that it did; empty where it doesn't say."""
+    """Why a daemon whose mount has just failed says that it did, or that it ended; empty where it does neither."""
     poller = select.poll()
     poller.register(daemon, select.POLLIN)
     if not poller.poll(_LAST_WORD * 1000):
         return ""
-    return os.fsdecode(daemon.recv(MAX_WORD).removeprefix(FAILED)).partition(" ")[2]
+    return os.fsdecode(daemon.recv(MAX_WORD).removeprefix(FAILED)).partition(" ")[2] or _ENDED
 
 
 def _heed_signals() -> None:

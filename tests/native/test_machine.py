@@ -24,7 +24,7 @@ from tests.support.syscalls import MS_BIND, mount, umount
 from tests.support.uring import SWITCH, switch_kept
 
 _LIMIT: Final = 30
-_SYS_IO_URING_SETUP: Final = 425  # the same on every architecture but alpha
+_SYS_IO_URING_SETUP, _SYS_IO_URING_ENTER = 425, 426  # the same on every architecture but alpha
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PROGRAM: Final = (sys.executable, "-m", "overlayfs_py")
 
@@ -113,9 +113,14 @@ def bound(source: Path, target: Path) -> Iterator[None]:
 
 
 def forbid_rings() -> None:
-    """From now on io_uring_setup(2) fails with EPERM in this process, as container engines have it; seccomp(2)."""
+    """Here no ring can be made from now on, as container engines have it."""
+    forbid(_SYS_IO_URING_SETUP)
+
+
+def forbid(call: int) -> None:
+    """From now on a system call fails with EPERM in this process; seccomp(2)."""
     load, equal, give = 0x20, 0x15, 0x06
-    rules = [(load, 0, 0, 0), (equal, 0, 1, _SYS_IO_URING_SETUP), (give, 0, 0, 0x50000 | errno.EPERM)]
+    rules = [(load, 0, 0, 0), (equal, 0, 1, call), (give, 0, 0, 0x50000 | errno.EPERM)]
     rules.append((give, 0, 0, 0x7FFF0000))
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
     table = ctypes.create_string_buffer(struct.pack("@HP", len(rules), ctypes.addressof(code)))
@@ -234,6 +239,14 @@ def test_a_user_can_not_turn_rings_on(layers: Layers, checkout: Checkout) -> Non
         said = refusal(layers, "uring=on", program=program, tree=checkout.path)
         assert SWITCH.read_text() == "N\n"
     assert f"cannot turn its switch on ({SWITCH}: Permission denied)" in said
+
+
+def test_a_mount_whose_rings_can_not_be_served_fails_and_leaves_nothing(layers: Layers) -> None:
+    log = layers.base / "log"
+    with switch("Y"):
+        said = refusal(layers, "", before=lambda: forbid(_SYS_IO_URING_ENTER), log=log)
+    assert said == "overlayfs-py: the daemon ended before the root answered; see its log\n"
+    assert "Operation not permitted" in log.read_text()
 
 
 def test_a_ring_that_the_kernel_does_not_take_is_an_error(layers: Layers) -> None:
