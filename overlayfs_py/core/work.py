@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import stat
 from typing import Literal
 
@@ -104,7 +103,7 @@ class Work:
         """
         self.lock_fd = self.fd = -1
         self.index: Layer | None = None
-        self.prefix = b"#" + secrets.token_hex(4).encode() + b"-"
+        self.prefix = b"#" + os.urandom(4).hex().encode() + b"-"
         self.counter = 0
         self.exclusive = False
         self.tmpfiles = False

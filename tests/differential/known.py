@@ -52,7 +52,7 @@ LEFT_OUT: Final = (
         "the kernel's overlayfs refuses it with EINVAL; container engines that nest overlays need it",
     ),
     Known(
-        "O_TMPFILE, fallocate, ioctl, lseek with SEEK_DATA and SEEK_HOLE are refused or emulated",
+        "in the portable engine, O_TMPFILE, fallocate, ioctl, SEEK_DATA and SEEK_HOLE are refused or emulated",
         "pyfuse3 has no handler for them",
     ),
     Known(
@@ -101,7 +101,7 @@ SKIPPED: Final = (
         "the FUSE part of the kernel asks for the same as before a write",
     ),
     Known(
-        "with `metacopy=on`, a file that is opened for writing, not written, and then changed, has no data in the upper",
+        "with `metacopy=on`, a file opened for writing, not written, and then changed, has no data in the upper",
         "opening asks the daemon nothing; the kernel's overlayfs copies the data up then",
     ),
     Known(
@@ -213,14 +213,16 @@ def undefined(side: Where, step: Step, profile: Profile) -> bool:
             return _has_set_ids(side.at(path))
         case Write(path=path, flags=flags) if profile.user_namespace and flags & os.O_TRUNC:
             return _has_set_ids(side.at(path))
+        case Chown(path=path, uid=-1, gid=-1) if _has_set_ids(side.at(path)) and (
+            step.who or _has_capability(side.at(path))
+        ):
+            return True
         case Write(path=path) | Truncate(path=path) | Chown(path=path) | Copy(new=path) | Open(path=path) if step.who:
             return _is_set_gid_only(_mode(side.at(path)))
         case HandleWrite(slot=slot) | HandleTruncate(slot=slot) if step.who and slot in side.handles:
             return _is_set_gid_only(os.fstat(side.handles[slot].descriptor).st_mode)
         case RemoveXattr(path=path, name="system.posix_acl_access") if step.who:
             return bool(_mode(side.at(path)) & stat.S_ISGID)
-        case Chown(path=path, uid=-1, gid=-1):
-            return _has_set_ids(side.at(path)) and (_has_capability(side.at(path)) or step.who != 0)
         case Copy(old=old, new=new) if profile.metacopy:
             return old == new
         case Rotate():

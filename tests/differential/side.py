@@ -42,6 +42,8 @@ PROFILES = {
         Profile("privileged", "redirect_dir=on,index=on,xino=on,metacopy=off", ""),
         Profile("metacopy", "redirect_dir=on,index=on,xino=on,metacopy=on", "metacopy=on", metacopy=True),
         Profile("userxattr", "userxattr,index=on,xino=on", "userxattr", prefix=USER),
+        Profile("portable", "redirect_dir=on,index=on,xino=on,metacopy=off", "engine=portable"),
+        Profile("passthrough", "redirect_dir=on,index=on,xino=on,metacopy=off", "engine=native,io=passthrough"),
         Profile("rootless", "userxattr,xino=on", "", prefix=USER, user_namespace=True),
     )
 }

@@ -22,11 +22,18 @@ from tests.support.trees import Node
 
 # How many random operations each profile compares; OVERLAYFS_PY_DIFF_OPS is what to do in all instead, and
 # OVERLAYFS_PY_DIFF_SEED another seed, a number or "random".
-OPERATIONS: Final = {"privileged": 2600, "metacopy": 1000, "userxattr": 1000, "rootless": 500}
+OPERATIONS: Final = {
+    "privileged": 2600,
+    "metacopy": 1000,
+    "userxattr": 1000,
+    "rootless": 500,
+    "portable": 1000,
+    "passthrough": 1000,
+}
 AT_LEAST: Final = 5000
 
 _REDUCTION: Final = 100.0  # seconds
-_SWEPT: Final = [(profile, name) for profile in ("privileged", "userxattr") for name in NASTY] + [
+_SWEPT: Final = [(profile, name) for profile in ("privileged", "userxattr", "portable") for name in NASTY] + [
     ("metacopy", "links"),
     ("metacopy", "redirects"),
     ("metacopy", "special"),

@@ -63,7 +63,7 @@ class Root:
         elif FILESYSTEM == "fuse-overlayfs":
             self._mounted.enter_context(fuse_overlayfs_mount(*stack))
         else:
-            options = "engine=native" if FILESYSTEM == "native" else ""
+            options = "engine=portable" if FILESYSTEM == "portable" else ""
             self._mounted.enter_context(our_mount(*stack, options))
 
     def close(self) -> None:
