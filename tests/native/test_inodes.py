@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import MNT_DETACH, kernel_mount, our_mount, umount
+from tests.support.mounts import kernel_mount, our_mount
+from tests.support.syscalls import MNT_DETACH, umount
 
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR = 0x80086601, 0x40086602, 0x801C581F
 IMMUTABLE, APPEND, NODUMP = 0x10, 0x20, 0x40

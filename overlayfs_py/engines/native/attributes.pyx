@@ -58,8 +58,8 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
     """Change attributes. A change of nothing is one of two things that the kernel asks for in the same words.
 
     It is chown(-1, -1), which takes set-id bits from a file, or comes before a write: there root's leaves them, and the
-    write of anybody else takes them itself. Root's is known by the capabilities removed just before; only the owner's
-    and root's chown would be allowed to take anything.
+    write of anybody else takes them itself, unless the file is passed through and the write never comes here. Root's is
+    known by the capabilities removed just before; only the owner's and root's chown would be allowed to take anything.
     """
     cdef protocol.setattr_in* op = <protocol.setattr_in*>r.op
     cdef uint32_t valid = op.valid
@@ -82,7 +82,7 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         taken, s.capability_taken = s.capability_taken, None
         if node.kind != REGULAR or taken == (r.nodeid, r.pid):
             changes = Changes()
-        elif asker(r) not in (0, OPERATIONS["getattr"](s.fs, node).uid):
+        elif not s.through.grows_old(r.nodeid) and asker(r) not in (0, OPERATIONS["getattr"](s.fs, node).uid):
             return do_getattr(s, r)
     return s.run(r, OPERATIONS["setattr"](s.fs, node, changes), _attributes)
 
