@@ -9,23 +9,25 @@ cdef class Real:
 
 
 cdef class Node:
+    # In this order for its size: a mount may have millions of them.
     cdef public object id
-    cdef public unsigned int kind
     cdef public Node parent
     cdef public bytes name
     cdef public Real upper
     cdef public tuple lowers
     cdef public dict children
     cdef public dict aliases
-    cdef public long lookups
-    cdef public long opens
-    cdef public int pinned
-    cdef public bint removed
     cdef public bytes redirect
-    cdef public bint indexed
-    cdef public long nlink
-    cdef public object upper_ino
-    cdef public bint metacopy
+    cdef public unsigned long long upper_ino
+    cdef public long lookups
+    cdef public unsigned int kind
+    cdef public int opens
+    cdef public int nlink
+    cdef public int pinned
+    # Yes or no.
+    cdef public unsigned char removed
+    cdef public unsigned char indexed
+    cdef public unsigned char metacopy
 
     cpdef list names(self)
     cpdef bint has_other_name(self, Node parent, bytes name)

@@ -18,7 +18,9 @@ CHANGING: Final = (
     "mkdir mknod symlink link rename unlink rmdir chmod fchmod chown ftruncate fsync fdatasync pwrite copy_file_range"
 ).split()
 # Calls that can't fail for want of space or by a broken disk, and functions of `os` that are none.
-HARMLESS: Final = frozenset("close umask geteuid getegid fsencode fsdecode strerror makedev major minor".split())
+HARMLESS: Final = frozenset(
+    "close umask geteuid getegid fsencode fsdecode strerror makedev major minor urandom".split()
+)
 # Functions of the C library, which tell of failure by -1 and errno.
 FOREIGN: Final = (
     (files, "_utimensat", True),

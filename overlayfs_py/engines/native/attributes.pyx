@@ -19,9 +19,6 @@ from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines.native.session import NeverAsk, nothing
 
-# FUSE_INVALID_UIDGID
-cdef uint32_t NOBODY = 0xFFFFFFFF
-
 cdef enum:
     REGULAR = 0o100000
 
@@ -82,7 +79,7 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         taken, s.capability_taken = s.capability_taken, None
         if node.kind != REGULAR or taken == (r.nodeid, r.pid):
             changes = Changes()
-        elif not s.through.grows_old(r.nodeid) and asker(r) not in (0, OPERATIONS["getattr"](s.fs, node).uid):
+        elif not s.through.grows_old(r.nodeid) and r.asker() not in (0, OPERATIONS["getattr"](s.fs, node).uid):
             return do_getattr(s, r)
     return s.run(r, OPERATIONS["setattr"](s.fs, node, changes), _attributes)
 
@@ -135,26 +132,9 @@ cdef Py_ssize_t do_listxattr(Session s, Request r) except -2:
     need_xattrs(s)
     cdef uint32_t wanted = (<protocol.getxattr_in*>r.op).size
     keys = OPERATIONS["listxattr"](s.fs, s.node(r.nodeid), trusted=True)
-    if any(key.startswith(b"trusted.") for key in keys) and asker(r) != 0:
+    if any(key.startswith(b"trusted.") for key in keys) and r.asker() != 0:
         keys = [key for key in keys if not key.startswith(b"trusted.")]
     return put_sized(r, wanted, b"".join([key + b"\0" for key in keys]))
-
-
-cdef object asker(Request r):
-    """Whose file system user id a request has, -1 if that can't be told any more.
-
-    Where mounts may map ids, the kernel names only those who make something.
-    """
-    if r.uid != NOBODY:
-        return r.uid
-    try:
-        with open(f"/proc/{r.pid}/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Uid:"):
-                    return int(line.split()[4])
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return -1
 
 
 cdef Py_ssize_t do_setxattr(Session s, Request r) except -2:

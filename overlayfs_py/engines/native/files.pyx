@@ -22,6 +22,9 @@ from overlayfs_py.engines.native.session import nothing
 
 cdef uint32_t O_NOATIME = os.O_NOATIME
 
+cdef enum:
+    SET_IDS = 0o6000
+
 
 cdef Py_ssize_t do_read(Session s, Request r) except -2:
     cdef protocol.read_in* op = <protocol.read_in*>r.op
@@ -94,7 +97,13 @@ cdef Py_ssize_t do_syncfs(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_fallocate(Session s, Request r) except -2:
     cdef protocol.fallocate_in* op = <protocol.fallocate_in*>r.op
-    return s.run(r, OPERATIONS["fallocate"](s.fs, s.node(r.nodeid), op.mode, op.offset, op.length), nothing)
+    node = s.node(r.nodeid)
+
+    def finish(session, request, value):
+        take_set_ids(s, request, node)
+        return 0
+
+    return s.run(r, OPERATIONS["fallocate"](s.fs, node, op.mode, op.offset, op.length), finish)
 
 
 cdef Py_ssize_t do_lseek(Session s, Request r) except -2:
@@ -102,6 +111,13 @@ cdef Py_ssize_t do_lseek(Session s, Request r) except -2:
     found = OPERATIONS["lseek"](s.fs, s.node(r.nodeid), <int64_t>op.offset, op.whence)
     (<protocol.lseek_out*>r.out).offset = found
     return sizeof(protocol.lseek_out)
+
+
+cdef take_set_ids(Session s, Request r, Node node):
+    """Take set-id bits from a file that somebody else than root has changed without a WRITE that would say so."""
+    backing = s.fs.files.held(node, write=True)
+    if os.fstat(backing.fd).st_mode & SET_IDS and r.asker() != 0:
+        core_files.take_set_ids(backing.fd)
 
 
 cdef object copy_steps(Session s, Request r):
@@ -117,8 +133,13 @@ cdef Py_ssize_t do_copy_file_range(Session s, Request r) except -2:
 
 def _copied(session, Request request, value):
     cdef protocol.write_out* out = <protocol.write_out*>request.out
+    copied(session, request)
     out.size, out.padding = value, 0
     return sizeof(protocol.write_out)
+
+
+cdef copied(Session s, Request r):
+    take_set_ids(s, r, s.node((<protocol.copy_file_range_in*>r.op).nodeid_out))
 
 
 cdef Py_ssize_t do_copy_file_range_64(Session s, Request r) except -2:
@@ -126,6 +147,7 @@ cdef Py_ssize_t do_copy_file_range_64(Session s, Request r) except -2:
 
 
 def _copied_64(session, Request request, value):
+    copied(session, request)
     (<protocol.copy_file_range_out*>request.out).bytes_copied = value
     return sizeof(protocol.copy_file_range_out)
 

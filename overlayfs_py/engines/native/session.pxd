@@ -50,6 +50,7 @@ cdef class Request:
     cdef object transport
 
     cdef bytes name(self)
+    cdef object asker(self)
     cdef object caller(self, uint32_t umask)
 
 

@@ -28,6 +28,9 @@ cdef extern from "string.h" nogil:
 
 log = logging.getLogger(__name__)
 
+# FUSE_INVALID_UIDGID
+cdef uint32_t NOBODY = 0xFFFFFFFF
+
 cdef uint64_t FOREVER = <uint64_t>0xFFFFFFFFFFFFFFFF
 
 MAX_WRITE = 1 << 20
@@ -64,6 +67,22 @@ cdef class Request:
         self.data += length + 1
         self.size -= length + 1
         return name
+
+    cdef object asker(self):
+        """The file system user id of who asks, -1 if that can't be told any more.
+
+        Where mounts may map ids, the kernel names only those who make something.
+        """
+        if self.uid != NOBODY:
+            return self.uid
+        try:
+            with open(f"/proc/{self.pid}/status", "rb") as status:
+                for line in status:
+                    if line.startswith(b"Uid:"):
+                        return int(line.split()[4])
+        except (FileNotFoundError, ProcessLookupError):
+            return -1
+        return -1
 
     cdef object caller(self, uint32_t umask):
         return Caller(self.uid, self.gid, self.pid, umask)
