@@ -86,6 +86,8 @@ class MountConfig:
     default_permissions: bool = False
     max_write: int | None = None
     """Bytes."""
+    request_timeout: int = 0
+    """Seconds after which the kernel gives up a connection that leaves a request unanswered; 0: never."""
     engine: Literal["auto", "native", "portable"] = "auto"
     """What carries the requests; auto: the native engine where it can be had."""
     uring: Literal["auto", "on", "off"] = "auto"
@@ -527,6 +529,11 @@ OPTIONS: dict[str, Option] = {
     "nfs_export": Option("=off", "no export over NFS", _refuse("nfs_export", "use nfs_export=off", b"off")),
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
+    "request_timeout": Option(
+        "=SECONDS",
+        "give up a daemon that leaves a request unanswered so long (default 0: never)",
+        _number("request_timeout", "request_timeout", 0, 2**16 - 1),
+    ),
     "engine": Option(
         "=auto|native|portable",
         "what carries the requests (default auto: native where it can)",

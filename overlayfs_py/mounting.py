@@ -235,8 +235,9 @@ def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Calla
         from overlayfs_py.engines import portable
     except ImportError as error:
         raise MountError(f"the {engine} engine cannot be loaded: {error}") from error
-    if config.max_write is not None:
-        log.warning("option max_write has no effect here, since libfuse sets the size; ignored")
+    for option, given in (("max_write", config.max_write is not None), ("request_timeout", config.request_timeout > 0)):
+        if given:
+            log.warning("option %s has no effect in the portable engine; ignored", option)
     return Overlay.open, portable.serve
 
 

@@ -244,6 +244,7 @@ def test_ro_makes_a_mount_with_an_upper_read_only() -> None:
         (r"context=u:r:t:s0:c1\,c2", "context", "u:r:t:s0:c1,c2"),
         (r"fsname=a\,b", "fsname", "a,b"),
         ("max_write=131072", "max_write", 131072),
+        ("request_timeout=60", "request_timeout", 60),
         ("", "engine", "auto"),
         ("engine=auto", "engine", "auto"),
         ("engine=portable", "engine", "portable"),

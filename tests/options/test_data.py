@@ -197,7 +197,7 @@ def test_no_write_is_larger_than_max_write(
         with (layers.mnt / "f").open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             assert file.read() == data
-    warning = "option max_write has no effect here"
+    warning = "option max_write has no effect in the portable engine"
     if engine == PORTABLE:
         assert warning in log.read_text()
     else:

@@ -16,6 +16,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 cdef uint64_t PASSTHROUGH = (<uint64_t>1) << 37
 cdef uint64_t ALLOW_IDMAP = (<uint64_t>1) << 40
 cdef uint64_t OVER_IO_URING = (<uint64_t>1) << 41
+cdef uint64_t REQUEST_TIMEOUT = (<uint64_t>1) << 42
 
 
 cdef Py_ssize_t do_init(Session s, Request r) except -2:
@@ -54,6 +55,8 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         wanted |= PASSTHROUGH | protocol.ATOMIC_O_TRUNC
     else:
         wanted |= protocol.NO_OPEN_SUPPORT
+    if s.fs.config.request_timeout:
+        wanted |= REQUEST_TIMEOUT
     # What the kernel has cached of a file stays true, unless it is to look whether layers change.
     wanted |= protocol.EXPLICIT_INVAL_DATA if s.timeout == FOREVER else protocol.AUTO_INVAL_DATA
     if s.fs.config.writeback:
@@ -72,6 +75,7 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     out.time_gran = 1
     # One level, so that the kernel's overlayfs can still use this mount as a layer.
     out.max_stack_depth = 1 if wanted & PASSTHROUGH else 0
+    out.request_timeout = s.fs.config.request_timeout if wanted & REQUEST_TIMEOUT else 0
     s.through.on = bool(wanted & PASSTHROUGH)
     s.minor = out.minor
     s.uring = bool(wanted & OVER_IO_URING)

@@ -7,7 +7,7 @@ import os
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.unistd cimport pread, pwrite
+from posix.unistd cimport close, pread, pwrite
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
@@ -31,9 +31,19 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     cdef size_t size = min(<size_t>op.size, r.room)
     cdef int64_t offset = op.offset
     cdef Py_ssize_t count
-    cdef int fd
+    cdef Node node
+    cdef int fd = -1
+    backing = None
     with s.lock:
-        backing = s.fs.files.held(s.node(r.nodeid), write=False)
+        node = s.node(r.nodeid)
+        if offset == 0 and not s.keeps_atimes:
+            backing = s.fs.files.entries.get(node)
+            if backing is None:
+                fd = s.plain.open(node)
+        if fd < 0:
+            backing = s.fs.files.held(node, write=False)
+    if fd >= 0:
+        return read_new(s, r, node, fd, size)
     if op.flags & O_NOATIME and s.keeps_atimes:
         # The descriptor held is everybody's.
         backing = core_files.Backing(os.open(b"/proc/self/fd/%d" % backing.fd, os.O_RDONLY | O_NOATIME), write=False)
@@ -42,6 +52,27 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
         count = pread(fd, r.out, size, offset)
     if count < 0:
         raise OSError(c_errno, os.strerror(c_errno))
+    return count
+
+
+cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size) except -2:
+    """Read from the start of a file just opened. Most files end there, and are not kept open for more."""
+    cdef Py_ssize_t count
+    cdef int number = 0
+    with nogil:
+        count = pread(fd, r.out, size, 0)
+        if count < 0:
+            number = c_errno
+        if count < <Py_ssize_t>size:
+            close(fd)
+    if count < 0:
+        raise OSError(number, os.strerror(number))
+    if count == <Py_ssize_t>size:
+        with s.lock:
+            if s.plain.still(node):
+                s.fs.files.adopt(node, fd, write=False)
+            else:
+                close(fd)
     return count
 
 

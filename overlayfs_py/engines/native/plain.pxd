@@ -34,12 +34,16 @@ cdef class Plain:
     # Whether attributes are shown as the layers have them.
     cdef bint as_stored
     cdef bint static_nlink
+    # Whether layers change through the mount alone.
+    cdef bint for_ever
     # The lowest layer: what a directory there is merged with is no question.
     cdef object lowest
 
     cdef object entry(self, Node parent, bytes name, stat* st)
     cdef list names(self, Node node)
     cdef bint attributes(self, Node node, stat* st) except -1
+    cdef int open(self, Node node) except? -1
+    cdef bint still(self, Node node)
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1
     cdef bint shown(self, Node node, stat* st)
     cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1

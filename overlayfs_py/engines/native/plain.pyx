@@ -29,7 +29,7 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int STATX_BTIME
 
 cdef extern from "<fcntl.h>" nogil:
-    int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY
+    int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY
     int openat(int dir_fd, const char* path, int flags)
 
 cdef extern from "<dirent.h>" nogil:
@@ -95,6 +95,7 @@ cdef class Plain:
         self.by_id = fs.nodes.by_id
         self.prefix = fs.marks.prefix
         self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
+        self.for_ever = fs.config.timeout == float("inf")
         self.static_nlink = fs.config.static_nlink
         # Below it nothing is merged, whatever its marks say.
         self.lowest = fs.lower_roots[-1].layer if fs.lower_roots else None
@@ -182,6 +183,31 @@ cdef class Plain:
             return fstat(real.layer.fd, st) == 0 and self.shown(node, st)
         return (
             fstatat(self.dirs.fd(real.parent), real.name, st, AT_SYMLINK_NOFOLLOW) == 0 and self.shown(node, st)
+        )
+
+    cdef int open(self, Node node) except? -1:
+        """A new descriptor of a lower file's data for reading; -1 where core has to open it."""
+        cdef Real real
+        cdef stat st
+        cdef int fd
+        if not self.still(node):
+            return -1
+        real = <Real>node.lowers[0]
+        # What has taken the file's place since, behind our back, may be a link or block.
+        fd = openat(self.dirs.fd(real.parent), real.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+        if fd >= 0 and (fstat(fd, &st) != 0 or not S_ISREG(st.st_mode)):
+            close(fd)
+            return -1
+        return fd
+
+    cdef bint still(self, Node node):
+        """Whether a node's data are those of its one lower file, which nothing but a copy-up replaces."""
+        return (
+            node.kind == REGULAR
+            and node.upper is None
+            and node.pinned < 0
+            and len(node.lowers) == 1
+            and self.for_ever
         )
 
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1:
