@@ -114,6 +114,7 @@ class Wire:
     def __init__(self, end: socket.socket) -> None:
         self.end = end
         self.unique = 0
+        self.room = memoryview(bytearray(_SOCKET_BUFFER))
 
     def send(self, message: bytes) -> None:
         """Send any bytes at all, as one message."""
@@ -123,9 +124,10 @@ class Wire:
         """The next message; raises WrongAnswer where none comes within `limit` seconds."""
         self.end.settimeout(limit)
         try:
-            return self.end.recv(4 << 20)
+            count = self.end.recv_into(self.room)
         except TimeoutError:
             raise WrongAnswer(f"no answer within {limit} s") from None
+        return bytes(self.room[:count])
 
     def pack(
         self,
