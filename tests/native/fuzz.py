@@ -5,8 +5,8 @@
     python -m tests.native.fuzz FILE...                     inputs that were kept
 
 An input is a string of bytes; every choice (which request, which field, which value) is read from it, so an input that
-fails is a file to keep. Inputs come from atheris, which is guided by the Python code of the core: how far a request came
-shows in the lines it ran there. The compiled reader itself has no counters, as the build would need clang for them; it
+fails is a file to keep. Inputs come from atheris, which is guided by the Python code of the core: how far a request
+came shows in the lines it ran there. The compiled reader itself has no counters, as the build would need clang for them; it
 is watched under `tools/sanitized` instead. Fixed inputs, as the test suite has them, come from a seeded generator, as
 atheris gives no two runs the same; and so do all inputs under `tools/sanitized`, as the sanitizer's library takes the
 calls that the counters are to be told by.
@@ -158,17 +158,15 @@ class Fuzzer:
         while expected:
             raw = client.receive()
             (unique,) = struct.unpack_from("=Q", raw, 8)
-            message = expected.pop(unique, None) or _nobody_asked(unique)
+            if unique not in expected:
+                raise WrongAnswer(f"an answer to request {unique}, which nobody waits for")
+            message = expected.pop(unique)
             answer = wire.parse(raw, unique)
             wire.check_size(message.opcode, message.body, answer)
             if message.opcode in (wire.READDIR, wire.READDIRPLUS):
                 wire.entries(answer.body, plus=message.opcode == wire.READDIRPLUS)
             elif wire.SIZES.get(message.opcode) in (128, 144) and answer.error == 0:
                 nodes.append(struct.unpack_from("=Q", answer.body)[0])
-
-
-def _nobody_asked(unique: int) -> Message:
-    raise WrongAnswer(f"an answer to request {unique}, which nobody waits for")
 
 
 def mutated(choices: Choices, message: Message, nodes: list[int]) -> Message:
