@@ -6,10 +6,10 @@
 
 An input is a string of bytes; every choice (which request, which field, which value) is read from it, so an input that
 fails is a file to keep. Inputs come from atheris, which is guided by the Python code of the core: how far a request
-came shows in the lines it ran there. The compiled reader itself has no counters, as the build would need clang for them; it
-is watched under `tools/sanitized` instead. Fixed inputs, as the test suite has them, come from a seeded generator, as
-atheris gives no two runs the same; and so do all inputs under `tools/sanitized`, as the sanitizer's library takes the
-calls that the counters are to be told by.
+came shows in the lines it ran there. The compiled reader itself has no counters, as the build would need clang for
+them; it is watched under `tools/sanitized` instead. Fixed inputs, as the test suite has them, come from a seeded
+generator, as atheris gives no two runs the same; and so do all inputs under `tools/sanitized`, as the sanitizer's
+library takes the calls that the counters are to be told by.
 
 An input fails where an answer is missing, doubled or of the wrong form or size, where the session logs a traceback or
 doesn't end, and where a lower layer was changed. What is served can reach no file but those in a tmpfs of its own: all
