@@ -11,12 +11,13 @@ them; it is watched under `tools/sanitized` instead. Fixed inputs, as the test s
 generator, as atheris gives no two runs the same; and so do all inputs under `tools/sanitized`, as the sanitizer's
 library takes the calls that the counters are to be told by.
 
-An input fails where an answer is missing, doubled or of the wrong form or size, where the session logs a traceback or
-doesn't end, and where a lower layer was changed. What is served can reach no file but those in a tmpfs of its own: all
-other mounts are read-only for this process.
+An input fails where an answer is missing, doubled or of the wrong form or size, where the session logs a traceback,
+doesn't end or leaves a descriptor open, and where a lower layer was changed. What is served can reach no file but those
+in a tmpfs of its own: all other mounts are read-only for this process.
 """
 
 import argparse
+import gc
 import itertools
 import logging
 import os
@@ -121,6 +122,7 @@ class Fuzzer:
     def play(self, data: bytes) -> None:
         """Play one input; raises WrongAnswer where it fails."""
         choices = Choices(data)
+        opened = _descriptors()
         base = self.scratch / "layers"
         base.mkdir()
         try:
@@ -138,6 +140,11 @@ class Fuzzer:
                 raise WrongAnswer("a lower layer was changed")
         finally:
             shutil.rmtree(base)
+        if _descriptors() > opened:
+            # What only a cycle holds is closed with it; a descriptor that was lost is not.
+            gc.collect()
+        if _descriptors() > opened:
+            raise WrongAnswer(f"descriptors left open: {_descriptors() - opened}")
         if self.tracebacks.found:
             raise WrongAnswer("\n".join(self.tracebacks.found))
 
@@ -213,6 +220,10 @@ def lies(choices: Choices, message: Message) -> dict[str, Any]:
     elif choices.number(16) == 0:
         header["extensions"] = bytes(8 * choices.number(8))
     return header
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def _tree(top: Path) -> list[tuple[str, int, int, bytes]]:
