@@ -93,6 +93,16 @@ def differences(expected: Seen, found: Seen) -> list[str]:
     return lines
 
 
+def other_bytes(found: bytes, expected: bytes | bytearray) -> str:
+    """Where two contents differ, and whether there is something else or nothing."""
+    wrong = [at for at, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]]
+    if not wrong:
+        return f"{len(found)} bytes instead of {len(expected)}"
+    part = found[wrong[0] : wrong[-1] + 1]
+    what = "nought" if not any(part) else "something else"
+    return f"of {len(expected)} bytes, {len(found)} found, {wrong[0]} to {wrong[-1]} are {what}"
+
+
 def _brief(entry: tuple[int, int, bytes, tuple[tuple[str, bytes], ...], str] | None) -> str:
     if entry is None:
         return "nothing"
@@ -172,7 +182,7 @@ class Walker:
     def _compare(self, descriptor: int, inode: Inode) -> None:
         found = os.pread(descriptor, len(inode.data) + 1, 0)
         if found != inode.data:
-            raise Diverged(f"{len(found)} bytes read, of {len(inode.data)} written")
+            raise Diverged(other_bytes(found, inode.data))
         links = sum(other is inode for other in self.names.values())
         if os.fstat(descriptor).st_nlink != links:
             raise Diverged(f"{os.fstat(descriptor).st_nlink} links instead of {links}")
@@ -223,7 +233,7 @@ def read(w: Walker) -> None:
     with w.opened(path, os.O_RDONLY) as descriptor:
         found = os.pread(descriptor, 30_000, offset)
     if found != inode.data[offset : offset + 30_000]:
-        raise Diverged(f"{path}: {len(found)} other bytes at {offset}")
+        raise Diverged(f"{path} at {offset}: {other_bytes(found, inode.data[offset : offset + 30_000])}")
 
 
 def write_mapped(w: Walker) -> None:
@@ -235,7 +245,7 @@ def write_mapped(w: Walker) -> None:
     data = w.bytes()[: len(inode.data) - offset]
     with w.opened(path, os.O_RDWR) as descriptor, mmap.mmap(descriptor, len(inode.data)) as mapped:
         if mapped[:] != inode.data:
-            raise Diverged(f"{path}: other bytes mapped")
+            raise Diverged(f"{path} mapped: {other_bytes(mapped[:], inode.data)}")
         mapped[offset : offset + len(data)] = data
         if w.dice.random() < 0.5:
             mapped.flush()
