@@ -165,7 +165,7 @@ def lay_out(base: Path, clients: int) -> None:
         home = base / "lower" / f"c{number}"
         (home / "d" / "e").mkdir(parents=True)
         for name in ("a", "b", "d/f", "d/e/g"):
-            (home / name).write_bytes(os.urandom(30_000))
+            (home / name).write_bytes(random.Random(number).randbytes(30_000))
         os.link(home / "a", home / "d" / "a")
         (home / "l").symlink_to("d/f")
 

@@ -116,7 +116,8 @@ class Walker:
     def __init__(self, root: Path, seed: int) -> None:
         self.root = root
         self.dice = random.Random(seed)
-        self.names = read_names(root)
+        # In one order, so that a seed gives one walk.
+        self.names = dict(sorted(read_names(root).items()))
         self.open: list[tuple[int, Inode]] = []
         self.serial = 0
         self.count = 0
