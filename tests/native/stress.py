@@ -243,6 +243,7 @@ class Outcome:
 def stress(base: Path, *, uring: str, seconds: float, clients: int, seed: int) -> Outcome:
     """One run in the empty directory `base`, on a disk filesystem; raises AssertionError where something is wrong."""
     lay_out(base, clients)
+    lower = seen(read_names(base / "lower"))
     mnt, stack = base / "mnt", (base / "mnt", [base / "lower"], base / "upper", base / "work")
     options = f"engine=native,uring={uring}"
     with switch_kept() if uring == "on" else contextlib.nullcontext():
@@ -257,6 +258,7 @@ def stress(base: Path, *, uring: str, seconds: float, clients: int, seed: int) -
             _compare("a new mount", mnt, done)
     with kernel_mount(*stack, _KERNEL_OPTIONS):
         _compare("the kernel's overlayfs", mnt, done)
+    assert not differences(lower, seen(read_names(base / "lower"))), "the lower layer was changed"
     operations, records = (sum(getattr(one, what) for one in done) for what in ("count", "records"))
     return Outcome(operations, records, disturbers.mounts, disturbers.watched)
 
