@@ -35,7 +35,18 @@ from typing import Any, Final, NoReturn
 from tests.native import messages, wire
 from tests.native.messages import Message
 from tests.native.wire import UNANSWERED, Wire, WrongAnswer, served
-from tests.support.syscalls import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, mount, unshare
+from tests.support.syscalls import (
+    CLONE_NEWNS,
+    MNT_DETACH,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    mount,
+    umount,
+    unshare,
+)
 
 INPUT_SIZE: Final = 4096
 _BURST: Final = 4
@@ -125,6 +136,8 @@ class Fuzzer:
         opened = _descriptors()
         base = self.scratch / "layers"
         base.mkdir()
+        # What an input leaves, be it immutable, goes with the filesystem.
+        mount(b"tmpfs", bytes(base), b"tmpfs", 0, b"size=8m")
         try:
             messages.lay_out(base)
             before = _tree(base / "lower")
@@ -139,7 +152,8 @@ class Fuzzer:
             if _tree(base / "lower") != before:
                 raise WrongAnswer("a lower layer was changed")
         finally:
-            shutil.rmtree(base)
+            umount(bytes(base), MNT_DETACH)
+            base.rmdir()
         if _descriptors() > opened:
             # What only a cycle holds is closed with it; a descriptor that was lost is not.
             gc.collect()
@@ -245,7 +259,7 @@ def confine(scratch: Path) -> None:
         if plain.startswith((b"/proc/", b"/sys/")) or not os.path.isdir(plain):
             continue
         mount(b"none", plain, None, MS_REMOUNT | MS_BIND | MS_RDONLY)
-    mount(b"tmpfs", bytes(scratch), b"tmpfs", 0, b"size=8m")
+    mount(b"tmpfs", bytes(scratch), b"tmpfs", 0, b"size=1m")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -54,6 +54,8 @@ def valid(client: Wire) -> list[Message]:
         Message(wire.RMDIR, 1, b"m\0"),
         Message(wire.RENAME, 1, pack("=Q", d) + b"n\0r\0"),
         Message(wire.LINK, 1, pack("=Q", u) + b"h\0"),
+        Message(wire.OPEN, f, pack("=II", 0, 0)),
+        Message(wire.CREATE, 1, pack("=IIII", 0o102, 0o100644, 0o022, 0) + b"o\0"),
         Message(wire.READ, f, pack("=QQIIQII", 0, 0, 100, 0, 0, 0, 0)),
         Message(wire.WRITE, u, pack("=QQIIQII", 0, 0, 5, 0, 0, 0, 0) + b"01234"),
         Message(wire.STATFS, 1, b""),
@@ -71,6 +73,9 @@ def valid(client: Wire) -> list[Message]:
         Message(wire.INTERRUPT, 0, pack("=Q", 2)),
         Message(wire.DESTROY, 0, b""),
         Message(wire.IOCTL, f, pack("=QIIQII", 0, 0, 0x5401, 0, 0, 0)),
+        # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS
+        Message(wire.IOCTL, f, pack("=QIIQII", 0, 0, 0x80086601, 0, 0, 8)),
+        Message(wire.IOCTL, u, pack("=QIIQII", 0, 0, 0x40086602, 0, 8, 0) + bytes(8)),
         Message(wire.NOTIFY_REPLY, f, pack("=QQIIQQ", 0, 0, 0, 0, 0, 0)),
         Message(wire.BATCH_FORGET, 0, pack("=II", 2, 0) + pack("=QQQQ", f, 0, 999_999_999, 1)),
         Message(wire.FALLOCATE, u, pack("=QQQII", 0, 0, 100, 0, 0)),

@@ -30,6 +30,7 @@ UNLINK: Final = 10
 RMDIR: Final = 11
 RENAME: Final = 12
 LINK: Final = 13
+OPEN: Final = 14
 READ: Final = 15
 WRITE: Final = 16
 STATFS: Final = 17
@@ -44,6 +45,7 @@ OPENDIR: Final = 27
 READDIR: Final = 28
 RELEASEDIR: Final = 29
 FSYNCDIR: Final = 30
+CREATE: Final = 35
 INTERRUPT: Final = 36
 DESTROY: Final = 38
 IOCTL: Final = 39
@@ -70,10 +72,12 @@ SIZES: Final = {
     MKNOD: 128,
     MKDIR: 128,
     LINK: 128,
+    OPEN: 16,
     WRITE: 8,
     STATFS: 80,
     INIT: 64,
     OPENDIR: 16,
+    CREATE: 144,
     LSEEK: 8,
     COPY_FILE_RANGE: 8,
     TMPFILE: 144,
@@ -219,7 +223,8 @@ def check_size(opcode: int, body: bytes, answer: Answer) -> None:
     elif opcode == READLINK:
         fits = size < PAGE
     elif opcode == IOCTL:
-        fits = 16 <= size
+        # The answer's own structure, and what the command writes.
+        fits = 16 <= size <= 16 + struct.unpack_from("=I", body, 28)[0]
     else:
         fits = size == SIZES.get(opcode, 0)
     if not fits:
