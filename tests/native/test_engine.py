@@ -1,14 +1,10 @@
-"""The native engine on real mounts: what only it can do, and how it ends."""
+"""The native engine on real mounts: what only it can do."""
 
-import contextlib
 import errno
 import fcntl
 import os
-import signal
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +13,8 @@ import pytest
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.engines import native
 from tests.support.mounts import our_mount
-from tests.support.uring import switch_kept
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-
-
-@pytest.fixture(params=["off", "on"])
-def uring(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both transports; the machine's switch is as it was afterwards."""
-    with switch_kept() if request.param == "on" else contextlib.nullcontext():
-        yield str(request.param)
 
 
 @pytest.fixture
@@ -98,51 +86,3 @@ def test_a_slow_copy_up_stops_nobody_else(mnt: Path, tmp_path: Path) -> None:
     writer.join()
     assert looked > 10
     assert (mnt / "large").stat().st_size == (256 << 20) - 1
-
-
-def test_killing_the_daemon_gives_every_waiter_an_error_and_the_next_mount_is_sound(tmp_path: Path, uring: str) -> None:
-    for name in ("lower", "upper", "work", "mnt"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "lower" / "f").write_bytes(b"data")
-    layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-    options = f"{layers},engine=native,uring={uring}"
-    command = [sys.executable, "-m", "overlayfs_py", "-f", "-o", options, str(tmp_path / "mnt")]
-    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "mnt" / "f").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        failures: list[int | None] = []
-
-        def busy() -> None:
-            number = 0
-            try:
-                while True:
-                    (tmp_path / "mnt" / f"{number}-{threading.get_ident()}").write_bytes(b"x" * 5000)
-                    number += 1
-            except OSError as error:
-                failures.append(error.errno)
-
-        threads = [threading.Thread(target=busy) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.5)
-        daemon.send_signal(signal.SIGKILL)
-        for thread in threads:
-            thread.join(timeout=30)
-        assert len(failures) == 4
-        # ECANCELED is what the kernel makes of a request that was in a ring.
-        assert set(failures) <= {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED}
-    finally:
-        daemon.kill()
-        daemon.wait()
-        subprocess.run(["umount", "-l", tmp_path / "mnt"], check=False, timeout=30)
-    with our_mount(
-        tmp_path / "mnt", [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", f"engine=native,uring={uring}"
-    ):
-        assert (tmp_path / "mnt" / "f").read_bytes() == b"data"
-        for path in (tmp_path / "mnt").iterdir():
-            # Whatever was made is there: whole, not at all, or as far as the write came. The kill ends a
-            # write of the daemon's between two pages, as it would end the client's own.
-            assert path.name == "f" or path.read_bytes() in (b"", b"x" * 4096, b"x" * 5000)

@@ -42,14 +42,20 @@ cdef class Buffers(Request):
         free(self.outward)
 
     cdef bint parse(self, size_t count):
-        """Find the parts of the request of `count` bytes; False where its lengths don't fit each other."""
+        """Find the parts of the request of `count` bytes; False where its lengths don't fit each other.
+
+        `unique` is 0 then where not even a header came, so that nobody can be answered.
+        """
         cdef protocol.in_header* head = <protocol.in_header*>self.inward
         cdef size_t end, start
-        if count < sizeof(protocol.in_header) or head.len != count:
+        self.unique = 0
+        if count < sizeof(protocol.in_header):
             return False
         self.unique = head.unique
         self.nodeid = head.nodeid
         self.opcode = head.opcode
+        if head.len != count:
+            return False
         self.uid, self.gid, self.pid = head.uid, head.gid, head.pid
         start = sizeof(protocol.in_header) + op_size(head.opcode)
         # Extensions come last, counted in eight bytes.
@@ -104,12 +110,21 @@ cdef class Channel:
                     # interrupted, or the request was taken back before it was read
                     continue
                 raise OSError(c_errno, os.strerror(c_errno))
+            if count == 0:
+                # The other end of a socket is closed; /dev/fuse says ENODEV.
+                return
             if r.parse(count):
                 r = self.answer(r)
             else:
-                log.error("a request of %d bytes that makes no sense", count)
+                self._refuse(r, count)
             if once:
                 return
+
+    cdef _refuse(self, Buffers r, Py_ssize_t count):
+        log.error("a request of %d bytes that makes no sense", count)
+        if r.unique != 0:
+            r.error, r.length = errno.EIO, 0
+            self.reply(r)
 
     cdef Buffers answer(self, Buffers r):
         """Serve one request; the buffers for the next, which are others where this answer comes later."""

@@ -1,0 +1,24 @@
+"""A short run of the stress; longer ones are `python -m tests.native.stress --seconds 300`."""
+
+import pytest
+
+from tests.conftest import Layers
+from tests.native.stress import lay_out, stress
+from tests.native.walker import Walker
+
+
+def test_the_walker_and_a_plain_directory_agree(layers: Layers) -> None:
+    base = layers.add("plain")
+    lay_out(base, 1)
+    walker = Walker(base / "lower" / "c0", 1)
+    for _ in range(2000):
+        walker.step()
+    walker.close()
+    walker.check()
+
+
+@pytest.mark.parametrize("uring", ["off", "on"])
+def test_many_clients_lose_no_byte_and_leave_nothing_behind(layers: Layers, uring: str) -> None:
+    done = stress(layers.add("stress"), uring=uring, seconds=4, clients=4, seed=1)
+    assert done.operations > 200
+    assert done.mounts > 1
