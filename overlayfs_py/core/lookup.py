@@ -404,7 +404,8 @@ def _same_object(fs: Overlay, known: Node, kind: int, upper_ino: int, found: Fou
     if found.indexed and known.indexed:
         return True
     if known.upper is not None or found.upper is not None:
-        return known.upper_ino == upper_ino and found.st.st_nlink > 1
+        # The inode of a pinned node can't be another object's by now, were this its last name.
+        return known.upper_ino == upper_ino and (found.st.st_nlink > 1 or known.pinned >= 0)
     # Without an index these names part on copy-up, so they are one object only while nothing can be copied up.
     return found.st.st_nlink > 1 and (index.covers(fs, kind) or fs.work is None)
 

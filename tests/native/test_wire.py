@@ -420,3 +420,12 @@ def test_what_others_than_root_ask_is_refused_with_allow_root(base: Path) -> Non
         # Whoever has the file open may go on.
         read = struct.pack("=QQIIQII", 0, 0, 2, 0, 0, 0, 0)
         assert client.ask(15, f, read, uid=1000) == Answer(0, b"of")
+
+
+def test_the_name_that_is_left_of_an_open_file_leads_to_the_file_that_is_open(base: Path) -> None:
+    os.link(base / "upper" / "u", base / "upper" / "other")
+    with served(base) as client:
+        u = client.look_up(b"u")
+        # The session has not met the other name, and the object has only that one afterwards.
+        assert client.ask(wire.UNLINK, 1, b"u\0").error == 0
+        assert client.look_up(b"other") == u
