@@ -125,6 +125,8 @@ def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> 
 
 def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     """Give `node` the further name `name` in `parent`; EEXIST where it is taken, EMLINK as the upper layer has it."""
+    if stat.S_ISDIR(node.kind):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     yield from copyup.copy_up(fs, node, data=False)
     if node.removed and node.name:
         # Only a file opened with O_TMPFILE can come back from having no name.

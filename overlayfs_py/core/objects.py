@@ -51,7 +51,8 @@ def check_kind(node: Node, st: os.stat_result) -> None:
 
 def open_file(fs: Overlay, real: Real, flags: int) -> int:
     """Open the regular file `real`; ESTALE where something else has taken its place, which could block or do worse."""
-    assert real.parent is not None
+    if real.parent is None:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     fd = os.open(real.name, flags, dir_fd=fs.dirs.fd(real.parent))
     try:

@@ -282,8 +282,8 @@ def served(base: Path, *, greet: bool = True, **options: Any) -> Iterator[Wire]:
         **options,
     )
     fs = Overlay(config)
-    session = Session(fs)
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    session = Session(fs, far.fileno())
     for end in (near, far):
         end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
         end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)

@@ -2,11 +2,12 @@
 """Requests about what an object is: its attributes, the target of a link, extended attributes, the filesystem."""
 
 import errno
+import os
 import stat
 import time
 
 from libc.errno cimport ENODATA
-from libc.stdint cimport uint32_t
+from libc.stdint cimport INT64_MAX, uint32_t
 from libc.string cimport memset
 
 from overlayfs_py.core.nodes cimport Node
@@ -62,6 +63,8 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
     cdef uint32_t valid = op.valid
     cdef Node node = s.node(r.nodeid)
     now = None
+    if valid & protocol.FATTR_SIZE and op.size > INT64_MAX:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if valid & (protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW):
         now = time.time_ns()
     changes = Changes(
@@ -144,7 +147,7 @@ cdef Py_ssize_t do_setxattr(Session s, Request r) except -2:
     if op.size > r.size:
         raise OSError(errno.EIO, "a value cut short")
     value = r.data[: op.size]
-    clear_sgid = bool(op.setxattr_flags & protocol.SETXATTR_ACL_KILL_SGID)
+    clear_sgid = s.long_setxattr and bool(op.setxattr_flags & protocol.SETXATTR_ACL_KILL_SGID)
     steps = OPERATIONS["setxattr"](s.fs, s.node(r.nodeid), key, value, op.flags, clear_sgid=clear_sgid)
     return s.run(r, steps, nothing)
 

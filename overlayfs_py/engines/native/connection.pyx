@@ -77,6 +77,7 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     out.max_stack_depth = 1 if wanted & PASSTHROUGH else 0
     out.request_timeout = s.fs.config.request_timeout if wanted & REQUEST_TIMEOUT else 0
     s.through.on = bool(wanted & PASSTHROUGH)
+    s.long_setxattr = bool(wanted & protocol.SETXATTR_EXT)
     s.minor = out.minor
     s.uring = bool(wanted & OVER_IO_URING)
     return sizeof(protocol.init_out)

@@ -41,7 +41,7 @@ cdef class Buffers(Request):
         free(self.inward)
         free(self.outward)
 
-    cdef bint parse(self, size_t count):
+    cdef bint parse(self, size_t count, Session session):
         """Find the parts of the request of `count` bytes; False where its lengths don't fit each other.
 
         `unique` is 0 then where not even a header came, so that nobody can be answered.
@@ -57,7 +57,7 @@ cdef class Buffers(Request):
         if head.len != count:
             return False
         self.uid, self.gid, self.pid = head.uid, head.gid, head.pid
-        start = sizeof(protocol.in_header) + op_size(head.opcode)
+        start = sizeof(protocol.in_header) + op_size(head.opcode, session)
         # Extensions come last, counted in eight bytes.
         end = count - 8 * <size_t>head.total_extlen if 8 * <size_t>head.total_extlen < count else 0
         if head.opcode == protocol.INIT and end < start:
@@ -113,7 +113,7 @@ cdef class Channel:
             if count == 0:
                 # The other end of a socket is closed; /dev/fuse says ENODEV.
                 return
-            if r.parse(count):
+            if r.parse(count, self.session):
                 r = self.answer(r)
             else:
                 self._refuse(r, count)

@@ -207,7 +207,7 @@ cdef Py_ssize_t do_create(Session s, Request r) except -2:
     cdef Py_ssize_t size
     if not s.through.on:
         return never_ask()
-    name = r.name()
+    name = r.entry_name()
     node, _ = OPERATIONS["create"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode)
     s.listings.added(r.nodeid, name)
     # Before the entry, whose attributes hold no longer than until somebody writes.

@@ -18,7 +18,7 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
     cdef protocol.entry_out* out = <protocol.entry_out*>r.out
     cdef stat_t own
     cdef Node parent = s.node(r.nodeid)
-    name = r.name()
+    name = r.entry_name()
     node = s.plain.entry(parent, name, &own)
     if node is ABSENT:
         return put_absent(s, out)
@@ -37,7 +37,7 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
 cdef forget_one(Session s, uint64_t node_id, uint64_t count):
     node = s.fs.nodes.by_id.get(node_id)
     if node is not None:
-        OPERATIONS["forget"](s.fs, node, count)
+        OPERATIONS["forget"](s.fs, node, min(count, <uint64_t>node.lookups))
         if node_id not in s.fs.nodes.by_id:
             s.listings.drop(node_id)
 
@@ -58,7 +58,7 @@ cdef Py_ssize_t do_batch_forget(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
     cdef protocol.mknod_in* op = <protocol.mknod_in*>r.op
-    name = r.name()
+    name = r.entry_name()
     rdev = decode_device(op.rdev)
     node = OPERATIONS["mknod"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode, rdev)
     s.listings.added(r.nodeid, name)
@@ -67,14 +67,14 @@ cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_mkdir(Session s, Request r) except -2:
     cdef protocol.mkdir_in* op = <protocol.mkdir_in*>r.op
-    name = r.name()
+    name = r.entry_name()
     node = OPERATIONS["mkdir"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
 
 cdef Py_ssize_t do_symlink(Session s, Request r) except -2:
-    name = r.name()
+    name = r.entry_name()
     target = r.name()
     node = OPERATIONS["symlink"](s.fs, r.caller(0), s.node(r.nodeid), name, target)
     s.listings.added(r.nodeid, name)
@@ -83,7 +83,7 @@ cdef Py_ssize_t do_symlink(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_link(Session s, Request r) except -2:
     cdef uint64_t parent_id = r.nodeid
-    name = r.name()
+    name = r.entry_name()
     node = s.node((<protocol.link_in*>r.op).oldnodeid)
 
     def finish(session, request, value):
@@ -106,7 +106,7 @@ cdef Py_ssize_t do_tmpfile(Session s, Request r) except -2:
 
 cdef Py_ssize_t remove(Session s, Request r, str row) except -2:
     cdef uint64_t parent_id = r.nodeid
-    name = r.name()
+    name = r.entry_name()
 
     def finish(session, request, value):
         s.listings.removed(parent_id, name)
@@ -125,8 +125,8 @@ cdef Py_ssize_t do_rmdir(Session s, Request r) except -2:
 
 cdef Py_ssize_t rename(Session s, Request r, uint64_t new_id, uint32_t flags) except -2:
     cdef uint64_t old_id = r.nodeid
-    old_name = r.name()
-    new_name = r.name()
+    old_name = r.entry_name()
+    new_name = r.entry_name()
 
     def finish(session, request, value):
         if not flags & 2:  # RENAME_EXCHANGE

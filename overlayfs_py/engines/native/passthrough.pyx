@@ -101,8 +101,10 @@ cdef class Passthrough:
 
     cdef release(self, uint64_t node_id, uint64_t handle):
         """The last descriptor of a handle is closed."""
-        cdef _Opened opened = self.opened[node_id]
+        cdef _Opened opened = self.opened.get(node_id)
         cdef uint32_t backing_id
+        if opened is None:
+            return
         opened.handles -= 1
         if opened.handles == 0:
             del self.opened[node_id]

@@ -50,11 +50,12 @@ cdef class Request:
     cdef object transport
 
     cdef bytes name(self)
+    cdef bytes entry_name(self)
     cdef object asker(self)
     cdef object caller(self, uint32_t umask)
 
 
-cdef size_t op_size(uint32_t opcode)
+cdef size_t op_size(uint32_t opcode, Session session)
 cdef Py_ssize_t never_ask() except -2
 
 
@@ -77,7 +78,9 @@ cdef class Session:
     cdef bint only_root
     # The node whose capabilities were removed last, and by which process, until a change of attributes.
     cdef object capability_taken
-    # Whether kernel and engine agreed on rings in INIT.
+    # Whether kernel and engine agreed in INIT on the longer structure of SETXATTR.
+    cdef bint long_setxattr
+    # The same of rings.
     cdef readonly bint uring
 
     cdef bint handle(self, Request r)

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 
@@ -68,6 +69,13 @@ cdef class Request:
         self.size -= length + 1
         return name
 
+    cdef bytes entry_name(self):
+        """As name, of an entry of a directory: EINVAL for what leads elsewhere, which the kernel doesn't send either."""
+        name = self.name()
+        if not name or name in (b".", b"..") or b"/" in name:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        return name
+
     cdef object asker(self):
         """The file system user id of who asks, -1 if that can't be told any more.
 
@@ -88,7 +96,10 @@ cdef class Request:
         return Caller(self.uid, self.gid, self.pid, umask)
 
 
-cdef size_t op_size(uint32_t opcode):
+cdef size_t op_size(uint32_t opcode, Session session):
+    """Bytes of the structure in front of a request's names; before 7.33 that of SETXATTR was shorter."""
+    if opcode == protocol.SETXATTR and not session.long_setxattr:
+        return sizeof(protocol.setxattr_in) // 2
     return rows[opcode].op_size if opcode < OPCODES else 0
 
 
@@ -140,6 +151,9 @@ cdef class Session:
             r.length = length
         except OSError as error:
             self.fail(r, error)
+        except OverflowError:
+            # A number beyond those of C, which the kernel doesn't send.
+            r.error, r.length = errno.EINVAL, 0
         except Exception:  # a request that goes wrong in an unknown way is answered, logged, survived
             log.exception("unexpected error in opcode %d on node %d: EIO answered", r.opcode, r.nodeid)
             r.error, r.length = errno.EIO, 0
@@ -185,6 +199,8 @@ cdef class Session:
                 job, owned = self._step(r, steps, job, owned, finish)
         except OSError as error:
             self.fail(r, error)
+        except OverflowError:
+            r.error, r.length = errno.EINVAL, 0
         except Exception:
             log.exception("unexpected error in opcode %d on node %d: EIO answered", r.opcode, r.nodeid)
             r.error, r.length = errno.EIO, 0
