@@ -5,6 +5,7 @@ anything; what comes back is checked as the kernel checks it. Source: include/ua
 """
 
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -282,6 +283,8 @@ def served(base: Path, *, greet: bool = True, **options: Any) -> Iterator[Wire]:
         **options,
     )
     fs = Overlay(config)
+    # An engine has it for itself, as those who ask bring their own.
+    umask = os.umask(0)
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     session = Session(fs, far.fileno())
     for end in (near, far):
@@ -303,3 +306,4 @@ def served(base: Path, *, greet: bool = True, **options: Any) -> Iterator[Wire]:
         session.close()
         far.close()
         fs.close()
+        os.umask(umask)
