@@ -154,14 +154,13 @@ def _attributes(info: tarfile.TarInfo, path: bytes) -> Attributes:
     if not headers:
         mtime = _in_range(int(info.mtime) * _NANOSECONDS)
         return Attributes(info.mode & 0o7777, info.uid, info.gid, mtime, mtime)
-    mtime = _time(headers.get("mtime"), int(info.mtime) * _NANOSECONDS, path)
-    atime = _time(headers.get("atime"), mtime, path)
+    # tarfile's own number is a float where a PAX header has one.
+    mtime = _time(headers["mtime"], path) if "mtime" in headers else _in_range(int(info.mtime) * _NANOSECONDS)
+    atime = _time(headers["atime"], path) if "atime" in headers else mtime
     return Attributes(info.mode & 0o7777, info.uid, info.gid, atime, mtime, _xattrs(headers, path))
 
 
-def _time(text: str | None, default: int, path: bytes) -> int:
-    if text is None:
-        return _in_range(default)
+def _time(text: str, path: bytes) -> int:
     try:
         seconds = Decimal(text)
     except InvalidOperation:
