@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from overlayfs_py.images.compress import SUFFIX, copy_hashed
+from overlayfs_py.images.compress import SUFFIX, Output, copy_hashed
 from overlayfs_py.images.manifest import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -18,6 +18,7 @@ from overlayfs_py.images.manifest import (
     this_platform,
 )
 from overlayfs_py.images.model import Image, ImageError, digest_of
+from overlayfs_py.images.pack import pack
 from overlayfs_py.images.publish import Incoming, Told
 from overlayfs_py.images.settings import apply_lines, now
 from overlayfs_py.images.store import Store, ignore
@@ -64,33 +65,43 @@ def import_root(
         return store.add(session, incoming, [name] if name else [], told=told)
 
 
-def with_layer(
+def commit(
     store: Store,
+    upper: Path,
     base: Image,
-    layer: Descriptor,
-    diff_id: str,
-    blob: Path,
     *,
-    settings: Mapping[str, Any],
+    changes: Mapping[str, Any] | None,
+    name: str | None,
     comment: str,
     author: str,
     created_by: str,
-) -> Incoming:
-    """The image `base` with one more layer, whose blob is at `blob`, and other settings."""
+) -> Image:
+    """As Store.commit, which is the way to call it."""
     config = dict(base.config)
+    settings = dict(config.get("config") or {}) | dict(changes or {})
+    config["config"] = {key: value for key, value in settings.items() if value is not None}
     config["created"] = now()
-    config["config"] = dict(settings)
     if author:
         config["author"] = author
-    config["rootfs"] = {"type": "layers", "diff_ids": [*(known.diff_id for known in base.layers), diff_id]}
-    history = config.get("history")
-    config["history"] = [
-        *(history if isinstance(history, list) else []),
-        _history(created_by or "ovl commit", comment, author),
-    ]
-    for transient in ("container", "container_config", "id", "parent"):
-        config.pop(transient, None)
-    return _incoming(config, [*store.manifest(base).layers, layer], {layer.digest: blob})
+    with store.session() as session:
+        blob = session / "layer"
+        lowers = [layer.path for layer in reversed(base.layers)]
+        try:
+            with open(blob, "xb") as file:
+                output = Output(file, "gzip")
+                pack(upper, lowers, output, userxattr=store.userxattr)
+                diff_id, digest = output.finish()
+        except OSError as error:
+            raise ImageError(f"cannot write to the store: {error.strerror}") from error
+        layer = Descriptor(OCI_LAYER + SUFFIX["gzip"], digest, output.size)
+        config["rootfs"] = {"type": "layers", "diff_ids": [*(known.diff_id for known in base.layers), diff_id]}
+        history = config.get("history")
+        entry = _history(created_by or "ovl commit", comment, author)
+        config["history"] = [*(history if isinstance(history, list) else []), entry]
+        for transient in ("container", "container_config", "id", "parent"):
+            config.pop(transient, None)
+        incoming = _incoming(config, [*store.manifest(base).layers, layer], {digest: blob})
+        return store.add(session, incoming, [name] if name else [])[0]
 
 
 def _history(created_by: str, comment: str = "", author: str = "") -> dict[str, str]:

@@ -39,7 +39,7 @@ def _apply(settings: dict[str, Any], word: str, rest: str) -> None:
     elif word == "LABEL":
         settings["Labels"] = dict(settings.get("Labels") or {}) | _pairs(rest, word)
     elif word == "EXPOSE":
-        ports = {port if "/" in port else f"{port}/tcp": {} for port in rest.split()}
+        ports: dict[str, Any] = {port if "/" in port else f"{port}/tcp": {} for port in rest.split()}
         settings["ExposedPorts"] = dict(settings.get("ExposedPorts") or {}) | ports
     elif word == "VOLUME":
         paths = _command(rest) if rest.startswith("[") else rest.split()

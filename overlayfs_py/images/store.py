@@ -7,14 +7,16 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from overlayfs_py.images import reference
 from overlayfs_py.images.index import Record, image_of, in_use, manifest_of, read_records, write_records
 from overlayfs_py.images.layout import Layout
 from overlayfs_py.images.manifest import Manifest
-from overlayfs_py.images.model import Image, ImageError, Layer
-from overlayfs_py.images.publish import Incoming, Told, publish
+from overlayfs_py.images.model import Image, ImageError
+
+if TYPE_CHECKING:
+    from overlayfs_py.images.publish import Incoming, Told
 
 _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
@@ -188,17 +190,12 @@ class Store:
         self, session: Path, incoming: Incoming, names: Sequence[str], *, told: Told = ignore
     ) -> tuple[Image, list[str]]:
         """Bring in an image that was made ready in a session; it, and warnings of one line each."""
+        # Whoever only looks images up does without what unpacks them.
+        from overlayfs_py.images.publish import publish
+
         whole = [reference.parse(name).full for name in names]
         warnings = publish(self.layout, session, incoming, whole, told)
         return self.image(incoming.id), warnings
-
-    def layer(self, chain_id: str) -> Layer | None:
-        """The layer of a chain ID, where an image has it."""
-        for image in self.images():
-            for layer in image.layers:
-                if layer.chain_id == chain_id:
-                    return layer
-        return None
 
     def commit(
         self,
@@ -215,4 +212,8 @@ class Store:
 
         `changes` replace members of the configuration's "config" (Cmd, Env, ...); None as a value removes one.
         """
-        raise NotImplementedError
+        from overlayfs_py.images.make import commit
+
+        return commit(
+            self, upper, base, changes=changes, name=name, comment=comment, author=author, created_by=created_by
+        )

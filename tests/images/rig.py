@@ -106,7 +106,7 @@ def load_one(store: Store, source: Path) -> Image:
 
 def umoci_tree(layout: Path, bundle: Path, name: str = "latest") -> Tree:
     """What umoci unpacks from a layout."""
-    command = ["umoci", "unpack", "--image", f"{layout}:{name}", bundle]
+    command = ["umoci", "unpack", "--image", f"{layout}:{name}", str(bundle)]
     subprocess.run(command, check=True, capture_output=True, timeout=100)
     return read_tree(bytes(bundle / "rootfs"), since())
 
