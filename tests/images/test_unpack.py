@@ -106,7 +106,7 @@ DEBIAN_CHANGES = [
     Item("etc/hostname", b"box\n"),
 ]
 
-DEBIAN_SIZE = 150 << 20
+DEBIAN_SIZE = 100 << 20
 """Bytes of the Debian root that are unpacked, as umoci would take too long for all of it."""
 
 # Made without an entry: the time is that of the moment with umoci, none with us.
