@@ -212,3 +212,10 @@ def test_a_store_that_cannot_be_made_is_one_line(base: Path) -> None:
     (base / "file").write_text("")
     with pytest.raises(ImageError, match="Not a directory"):
         Store.open(base / "file" / "store")
+
+
+def test_no_other_user_reaches_a_layer_or_blob(store: Store, base: Path) -> None:
+    image = add(store, base, "one")
+    for path in (image.layers[0].path / "file-1", store.blob(image.id)):
+        done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", "cat", path], capture_output=True)
+        assert done.returncode != 0 and b"Permission denied" in done.stderr
