@@ -222,6 +222,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(base: Path) -> None:
         write_layout(base / "big", [archive([Item("big", bytes(8 << 20))])])
         with pytest.raises(ImageError, match="No space left"):
             list(load(store, base / "big"))
+        upper = base / "upper"
+        upper.mkdir()
+        (upper / "noise").write_bytes(random.Random(1).randbytes(8 << 20))
+        with pytest.raises(ImageError, match="No space left"):
+            store.commit(upper, image)
         assert store.images() == [image]
         assert os.listdir(store.layout.tmp) == []
     finally:
