@@ -1,6 +1,6 @@
 """Many clients at once on one mount of the native engine, each sure of what its own directory has to show.
 
-    python -m tests.native.stress --seconds 300 --clients 8 [--uring on] [--seed 7]
+    python -m tests.native.stress --seconds 300 --clients 8 [--uring on] [--io passthrough] [--seed 7]
 
 Every client walks a directory of its own (tests.native.walker) and meddles with one they share, where each also appends
 records to one file. Meanwhile other mounts come and go, their daemons and the clients tied to one processor or another,
@@ -240,12 +240,12 @@ class Outcome:
         )
 
 
-def stress(base: Path, *, uring: str, seconds: float, clients: int, seed: int) -> Outcome:
+def stress(base: Path, *, uring: str, io: str, seconds: float, clients: int, seed: int) -> Outcome:
     """One run in the empty directory `base`, on a disk filesystem; raises AssertionError where something is wrong."""
     lay_out(base, clients)
     lower = seen(read_names(base / "lower"))
     mnt, stack = base / "mnt", (base / "mnt", [base / "lower"], base / "upper", base / "work")
-    options = f"engine=native,uring={uring}"
+    options = f"engine=native,uring={uring},io={io}"
     with switch_kept() if uring == "on" else contextlib.nullcontext():
         with our_mount(*stack, options, limit=seconds + 2 * _PATIENCE) as live:
             with Disturbers(base, live, options) as disturbers:
@@ -323,6 +323,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--uring", choices=["off", "on"], default="off")
+    parser.add_argument("--io", choices=["cached", "passthrough"], default="cached")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -333,7 +334,9 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.buffer.write(pickle.dumps((one.count, one.records, one.tree)))
         return 0
     with _scratch() as base:
-        print(stress(base, uring=asked.uring, seconds=asked.seconds, clients=asked.clients, seed=asked.seed))
+        print(
+            stress(base, uring=asked.uring, io=asked.io, seconds=asked.seconds, clients=asked.clients, seed=asked.seed)
+        )
     return 0
 
 

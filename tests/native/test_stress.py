@@ -17,8 +17,8 @@ def test_the_walker_and_a_plain_directory_agree(layers: Layers) -> None:
     walker.check()
 
 
-@pytest.mark.parametrize("uring", ["off", "on"])
-def test_many_clients_lose_no_byte_and_leave_nothing_behind(layers: Layers, uring: str) -> None:
-    done = stress(layers.add("stress"), uring=uring, seconds=4, clients=4, seed=1)
+@pytest.mark.parametrize(("uring", "io"), [("off", "cached"), ("on", "cached"), ("on", "passthrough")])
+def test_many_clients_lose_no_byte_and_leave_nothing_behind(layers: Layers, uring: str, io: str) -> None:
+    done = stress(layers.add("stress"), uring=uring, io=io, seconds=4, clients=4, seed=1)
     assert done.operations > 200
     assert done.mounts > 1

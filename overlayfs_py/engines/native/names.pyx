@@ -100,6 +100,7 @@ cdef Py_ssize_t do_tmpfile(Session s, Request r) except -2:
     opened = <protocol.open_out*>(r.out + put_entry(s, r, node))
     memset(opened, 0, sizeof(protocol.open_out))
     if s.through.on:
+        (<Node>node).opens += 1
         opened.fh = s.through.open_cached(node)
     return sizeof(protocol.entry_out) + sizeof(protocol.open_out)
 
