@@ -1,0 +1,108 @@
+"""The root of a container: its image's layers and its own upper layer, mounted by `overlayfs_py.mount`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import mount_helper
+from overlayfs_py.config import MountConfig, parse_options
+from overlayfs_py.errors import MountError, OverlayError
+from overlayfs_py.mounting import Mount, mount
+from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.state import Container
+
+_SKELETON = ("dev/pts", "dev/shm", "dev/mqueue", "proc", "sys", "etc")
+_SKELETON_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
+
+
+def skeleton(root: Path) -> Path:
+    """A layer to lie below every image, with the mountpoints that each container needs; made where it is missing.
+
+    So the OCI runtime finds them there, and the container's own layer holds nothing that the container did not write.
+    """
+    layer = root / "skeleton"
+    for name in _SKELETON:
+        (layer / name).mkdir(0o755, parents=True, exist_ok=True)
+    for name in _SKELETON_FILES:
+        (layer / name).touch(0o644)
+    return layer
+
+
+def config(
+    lowers: Sequence[str | Path], mountpoint: Path, *, source: str, userxattr: bool, upper: Path | None = None
+) -> MountConfig:
+    """The mount of a stack, the topmost layer first; `upper` lies beside its `work`. Raises ContainerError."""
+    options = [b"lowerdir=" + b":".join(_escape(path) for path in lowers), b"engine=native"]
+    if upper is not None:
+        options += [b"upperdir=" + _escape(upper), b"workdir=" + _escape(upper.parent / "work")]
+    if userxattr:
+        options.append(b"userxattr")
+    try:
+        return parse_options(
+            options, mountpoint=os.fsencode(mountpoint), source=source.encode(), cwd=b"/", euid=os.geteuid()
+        )
+    except OverlayError as error:
+        raise ContainerError(str(error)) from error
+
+
+def mount_root(container: Container) -> Mount:
+    """Mount it, by a daemon that is a child of this process. Raises ContainerError."""
+    wanted = config(
+        container.lowers,
+        container.root,
+        source=source_of(container),
+        userxattr=container.userxattr,
+        upper=container.upper,
+    )
+    return mount_stack(wanted)
+
+
+def mount_stack(wanted: MountConfig) -> Mount:
+    try:
+        return mount(wanted)
+    except OverlayError as error:
+        raise ContainerError(str(error)) from error
+
+
+def unmount_root(container: Container, device: str | None) -> None:
+    """Unmount it if it is still mounted, from under whoever uses it if need be. Raises ContainerError."""
+    target = os.fsencode(os.path.realpath(container.root))
+    wanted = None if device is None else device.encode()
+    try:
+        mount_helper.unmount(target, wanted, lazy=True)
+    except mount_helper.HelperError as error:
+        raise ContainerError(str(error)) from error
+
+
+def release(container: Container, mounted: Mount) -> None:
+    """Unmount what this process has mounted and wait for its daemon, unless someone else still uses the mount."""
+    try:
+        mounted.unmount()
+    except MountError:
+        unmount_root(container, mounted.device.decode())
+
+
+def source_of(container: Container) -> str:
+    """What the table of mounts shows as the source of a mount of this container."""
+    return f"ovl:{container.id}"
+
+
+def mounts_of(container: Container) -> list[str]:
+    """Where else than at its root the container's layer is mounted now."""
+    root = os.path.realpath(container.root)
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields = line.split(" ")
+            if fields[fields.index("-") + 2] == source_of(container):
+                target = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+                if target != root:
+                    found.append(target)
+    return found
+
+
+def _escape(path: str | Path) -> bytes:
+    return re.sub(rb"([\\:,])", rb"\\\1", os.fsencode(path))
