@@ -113,7 +113,7 @@ def start(containers: Containers, container: Container, first: socket.socket | N
     Raises ContainerError.
     """
     with container.locked():
-        if settle_locked(containers, container).phase in ("starting", "running"):
+        if settle_locked(containers, container).is_up:
             raise ContainerError(f"container {container.name} runs already", 1)
         mounted = root.mounts_of(container)
         if mounted:
@@ -164,7 +164,7 @@ def settle_locked(containers: Containers, container: Container) -> Status:
 
 def _orphaned(status: Status) -> bool:
     """Whether it should have a monitor and has none."""
-    return status.phase in ("starting", "running") and (status.monitor is None or not status.monitor.alive())
+    return status.is_up and (status.monitor is None or not status.monitor.alive())
 
 
 def settle_all(containers: Containers) -> list[tuple[Container, Status]]:
@@ -229,7 +229,7 @@ def _is_down(containers: Containers, container: Container, status: Status) -> bo
     if not container.directory.exists():
         return True
     now = container.status()
-    return now.phase not in ("starting", "running") or now.monitor != status.monitor or _settles(containers, container)
+    return not now.is_up or now.monitor != status.monitor or _settles(containers, container)
 
 
 def _settles(containers: Containers, container: Container) -> bool:
@@ -247,7 +247,7 @@ def wait(containers: Containers, container: Container) -> int:
             code = client.await_end(connection)
         if code is not None:
             return code
-    while container.directory.exists() and (status := settle(containers, container)).phase in ("starting", "running"):
+    while container.directory.exists() and (status := settle(containers, container)).is_up:
         if status.monitor is not None:
             status.monitor.wait(1)
     code = container.status().exit_code
@@ -267,7 +267,7 @@ def remove(containers: Containers, container: Container, *, force: bool, with_vo
 
     Raises ContainerError.
     """
-    if settle(containers, container).phase in ("starting", "running"):
+    if settle(containers, container).is_up:
         if not force:
             raise ContainerError(f"container {container.name} is running; stop it first, or use -f", 1)
         stop(containers, container, 0, signal.SIGKILL)
@@ -275,7 +275,7 @@ def remove(containers: Containers, container: Container, *, force: bool, with_vo
         # It was one to be removed at its end.
         return
     with container.locked():
-        if settle_locked(containers, container).phase in ("starting", "running"):
+        if settle_locked(containers, container).is_up:
             raise ContainerError(f"container {container.name} was started meanwhile", 1)
         mounted = root.mounts_of(container)
         if mounted:

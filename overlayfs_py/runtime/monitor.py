@@ -141,11 +141,11 @@ class _Monitor:
             device=None,
             address=None,
             out_of_memory=False,
-            asked_to_stop=False,
         )
         try:
             if client is not None:
-                self.streams.add_client(client)
+                # It misses nothing, even if its first words are read late.
+                self.streams.add_client(client, wants_output=True)
             self._bring_up()
         except (ContainerError, OSError) as error:
             failure = (

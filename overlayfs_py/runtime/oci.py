@@ -32,9 +32,9 @@ def find() -> str:
     raise ContainerError(f"there is no OCI runtime {asked or 'runc or crun'} on PATH; install runc, or set OVL_RUNTIME")
 
 
-def command(container: Container, *words: str) -> list[str]:
+def command(container: Container, *words: str, log: str) -> list[str]:
     """A command line of the runtime, whose own state is kept with the container."""
-    options = ["--root", str(container.directory / "runtime"), "--log", _log(container), "--log-format", "json"]
+    options = ["--root", str(container.directory / "runtime"), "--log", log, "--log-format", "json"]
     return [find(), *options, *words]
 
 
@@ -57,7 +57,7 @@ def run(
         words += ["--console-socket", console]
     Path(_log(container)).unlink(missing_ok=True)
     done = subprocess.run(
-        command(container, *words, container.id),
+        command(container, *words, container.id, log=_log(container)),
         stdin=stdio[0],
         stdout=stdio[1],
         stderr=stdio[2],
@@ -65,7 +65,7 @@ def run(
         pass_fds=kept,
     )
     if done.returncode != 0:
-        raise explain(container, container.spec.args[0])
+        raise explain(_log(container), container.spec.args[0])
     return int(pid_file.read_text())
 
 
@@ -74,21 +74,21 @@ def delete(container: Container) -> None:
     if not (container.directory / "runtime" / container.id).exists():
         return
     done = subprocess.run(
-        command(container, "delete", "--force", container.id),
+        command(container, "delete", "--force", container.id, log=_log(container)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
     )
     if done.returncode != 0:
-        raise explain(container, "")
+        raise explain(_log(container), "")
 
 
-def explain(container: Container, program: str) -> ContainerError:
-    """What the runtime logged last, for the user."""
+def explain(path: str, program: str) -> ContainerError:
+    """What the runtime logged last in this file, for the user."""
     message = ""
     try:
-        with open(_log(container), encoding="utf-8", errors="backslashreplace") as log:
+        with open(path, encoding="utf-8", errors="backslashreplace") as log:
             for line in log:
                 entry = json.loads(line)
                 if entry.get("level") == "error":

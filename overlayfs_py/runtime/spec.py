@@ -90,8 +90,6 @@ class Spec:
         fields: dict[str, Any] = dict(data)
         for key in ("args", "env", "cap_add", "cap_drop"):
             fields[key] = tuple(data[key])
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
         fields["volumes"] = tuple(Volume(**volume) for volume in data["volumes"])
         fields["ports"] = tuple(Port(**port) for port in data["ports"])
         fields["tmpfs"] = tuple((target, options) for target, options in data["tmpfs"])

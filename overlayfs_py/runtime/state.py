@@ -46,7 +46,11 @@ class Status:
     exit_code: int | None = None
     out_of_memory: bool = False
     error: str = ""
-    asked_to_stop: bool = False
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it should have a monitor."""
+        return self.phase in ("starting", "running")
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Status:

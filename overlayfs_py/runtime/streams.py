@@ -89,9 +89,9 @@ class Streams:
         self._listener.listen(16)
         self.watch(self._listener.fileno(), self._accept)
 
-    def add_client(self, connection: socket.socket) -> None:
+    def add_client(self, connection: socket.socket, *, wants_output: bool = False) -> None:
         connection.setblocking(False)
-        client = _Client(connection)
+        client = _Client(connection, wants_output=wants_output)
         self._clients.append(client)
         self._update(client)
 
