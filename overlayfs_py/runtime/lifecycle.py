@@ -143,13 +143,13 @@ def settle_locked(containers: Containers, container: Container) -> Status:
             status.process.wait(_PATIENCE)
         oci.delete(container)
         network.remove(container)
-        root.unmount_root(container, None)
+        root.unmount_root(container, status.daemon)
     settled = dataclasses.replace(
         status,
         phase="exited",
         monitor=None,
         process=None,
-        device=None,
+        daemon=None,
         address=None,
         ports=(),
         finished=time.time(),

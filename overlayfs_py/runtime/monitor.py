@@ -18,7 +18,6 @@ import socket
 import time
 from typing import NoReturn
 
-from overlayfs_py.mounting import Mount
 from overlayfs_py.runtime import bundle, network, oci, publishing, root, users, volumes
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.limits import cgroup_of, ran_out_of_memory
@@ -101,7 +100,6 @@ class _Monitor:
         "alive",
         "code",
         "container",
-        "mounted",
         "pid",
         "reaped",
         "status",
@@ -115,7 +113,6 @@ class _Monitor:
         self.container = container
         self.alive = os.open(container.directory / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.alive, fcntl.LOCK_EX)
-        self.mounted: Mount | None = None
         self.pid = 0
         self.reaped: set[int] = set()
         """The children that are gone; their pids may be somebody else's."""
@@ -138,7 +135,7 @@ class _Monitor:
             error="",
             exit_code=None,
             ports=(),
-            device=None,
+            daemon=None,
             address=None,
             out_of_memory=False,
         )
@@ -160,9 +157,9 @@ class _Monitor:
 
     def _bring_up(self) -> None:
         container, spec = self.container, self.container.spec
-        self.mounted = root.mount_root(container)
+        mounted = root.mount_root(container)
         self._undo.callback(self._unmount)
-        self._write(device=self.mounted.device.decode())
+        self._write(daemon=Process.of(mounted.pid))
         path, address = self._set_up_network()
         root_fd = os.open(container.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -250,7 +247,7 @@ class _Monitor:
                 phase="exited",
                 monitor=None,
                 process=None,
-                device=None,
+                daemon=None,
                 address=None,
                 ports=(),
                 finished=time.time(),
@@ -280,11 +277,7 @@ class _Monitor:
                     volumes.remove(self._containers, volume.name)
 
     def _unmount(self) -> None:
-        assert self.mounted is not None
-        if self.mounted.pid in self.reaped:
-            root.unmount_root(self.container, self.mounted.device.decode())
-        else:
-            root.release(self.container, self.mounted)
+        root.unmount_root(self.container, self.status.daemon)
 
     def _end_child(self, pid: int) -> None:
         if pid not in self.reaped:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import mount_helper
 from overlayfs_py.config import MountConfig, parse_options
-from overlayfs_py.errors import MountError, OverlayError
+from overlayfs_py.errors import OverlayError
 from overlayfs_py.mounting import Mount, mount
 from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.state import Container
 
+_PATIENCE = 1.0  # seconds for a daemon to end once its mount is gone
 _SKELETON = ("dev/pts", "dev/shm", "dev/mqueue", "proc", "sys", "etc")
 _SKELETON_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
 
@@ -67,22 +70,16 @@ def mount_stack(wanted: MountConfig) -> Mount:
         raise ContainerError(str(error)) from error
 
 
-def unmount_root(container: Container, device: str | None) -> None:
-    """Unmount it if it is still mounted, from under whoever uses it if need be. Raises ContainerError."""
-    target = os.fsencode(os.path.realpath(container.root))
-    wanted = None if device is None else device.encode()
+def unmount_root(container: Container, daemon: Process | None) -> None:
+    """Unmount it if it is still mounted, and end its daemon. Raises ContainerError."""
     try:
-        mount_helper.unmount(target, wanted, lazy=True)
+        mount_helper.unmount(os.fsencode(os.path.realpath(container.root)), lazy=True)
     except mount_helper.HelperError as error:
         raise ContainerError(str(error)) from error
-
-
-def release(container: Container, mounted: Mount) -> None:
-    """Unmount what this process has mounted and wait for its daemon, unless someone else still uses the mount."""
-    try:
-        mounted.unmount()
-    except MountError:
-        unmount_root(container, mounted.device.decode())
+    if daemon is not None and not daemon.wait(_PATIENCE):
+        # A mount namespace that was copied meanwhile holds a copy of the mount, and would keep it for ever.
+        daemon.send(signal.SIGKILL)
+        daemon.wait(_PATIENCE)
 
 
 def source_of(container: Container) -> str:

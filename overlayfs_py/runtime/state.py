@@ -37,8 +37,8 @@ class Status:
     monitor: Process | None = None
     process: Process | None = None
     """The container's PID 1, as the host sees it."""
-    device: str | None = None
-    """`major:minor` of the mount at root."""
+    daemon: Process | None = None
+    """What serves the mount at root."""
     address: str | None = None
     ports: tuple[Port, ...] = ()
     started: float | None = None
@@ -55,7 +55,7 @@ class Status:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Status:
         fields = dict(data)
-        for key in ("monitor", "process"):
+        for key in ("monitor", "process", "daemon"):
             fields[key] = None if data[key] is None else Process(**data[key])
         fields["ports"] = tuple(Port(**port) for port in data["ports"])
         return cls(**fields)
@@ -96,10 +96,13 @@ class Container:
 
     def status(self) -> Status:
         """As it was written last; whether the monitor still lives is another question."""
+        path = self.directory / "status.json"
         try:
-            return Status.from_json(json.loads((self.directory / "status.json").read_bytes()))
+            return Status.from_json(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return Status()
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(path) from error
 
     def write_status(self, status: Status) -> None:
         write_json(self.directory / "status.json", dataclasses.asdict(status))
@@ -111,17 +114,27 @@ class Container:
     @classmethod
     def read(cls, directory: Path) -> Container:
         """Raises FileNotFoundError where none is (any more)."""
-        data = json.loads((directory / "state.json").read_bytes())
-        data["directory"] = directory
-        data["lowers"] = tuple(data["lowers"])
-        data["spec"] = Spec.from_json(data["spec"])
-        return cls(**data)
+        path = directory / "state.json"
+        try:
+            data = json.loads(path.read_bytes())
+            data["directory"] = directory
+            data["lowers"] = tuple(data["lowers"])
+            data["spec"] = Spec.from_json(data["spec"])
+            return cls(**data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(path) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep others from starting, changing or removing it. Raises ContainerError where it has been removed."""
         with lock(self.directory / "lock", what=self.name):
             yield
+
+
+def _damaged(path: Path) -> ContainerError:
+    return ContainerError(
+        f"{path} is damaged or of another version; remove the directory it is in, if nothing runs there"
+    )
 
 
 def write_json(path: Path, data: object) -> None:
