@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from overlayfs_py.cli import container_run, container_state
+from overlayfs_py.cli import container_files, container_run, container_state, container_usage
 
 commands: list[click.Command] = [
     container_run.create,
@@ -21,4 +21,13 @@ commands: list[click.Command] = [
     container_state.rm,
     container_state.rename,
     container_state.port,
+    container_files.cp,
+    container_files.diff,
+    container_files.commit,
+    container_files.mount,
+    container_files.umount,
+    container_usage.top,
+    container_usage.stats,
+    container_usage.volume,
+    container_usage.system,
 ]

@@ -71,16 +71,24 @@ def run(
 
 def delete(container: Container) -> None:
     """Kill what is left of the container and remove what the runtime keeps of it. Raises ContainerError."""
-    if not (container.directory / "runtime" / container.id).exists():
-        return
-    done = subprocess.run(
-        command(container, "delete", "--force", container.id, log=_log(container)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-    )
-    if done.returncode != 0:
+    if (container.directory / "runtime" / container.id).exists():
+        _quietly(container, "delete", "--force")
+
+
+def pause(container: Container) -> None:
+    """Stop all its processes. Raises ContainerError."""
+    _quietly(container, "pause")
+
+
+def resume(container: Container) -> None:
+    """Let them go on. Raises ContainerError."""
+    _quietly(container, "resume")
+
+
+def _quietly(container: Container, *words: str) -> None:
+    null = subprocess.DEVNULL
+    line = command(container, *words, container.id, log=_log(container))
+    if subprocess.run(line, stdin=null, stdout=null, stderr=null, cwd="/").returncode != 0:
         raise explain(_log(container), "")
 
 

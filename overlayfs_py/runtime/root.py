@@ -70,6 +70,12 @@ def mount_stack(wanted: MountConfig) -> Mount:
         raise ContainerError(str(error)) from error
 
 
+def unmount(container: Container, mounted: Mount) -> None:
+    """Unmount what this process has mounted. Raises ContainerError."""
+    unmount_root(container, Process.of(mounted.pid))
+    os.waitpid(mounted.pid, 0)
+
+
 def unmount_root(container: Container, daemon: Process | None) -> None:
     """Unmount it if it is still mounted, and end its daemon. Raises ContainerError."""
     try:
@@ -89,15 +95,19 @@ def source_of(container: Container) -> str:
 
 def mounts_of(container: Container) -> list[str]:
     """Where else than at its root the container's layer is mounted now."""
-    root = os.path.realpath(container.root)
+    home = os.path.realpath(container.root)
+    wanted = source_of(container)
+    return [mountpoint for source, mountpoint in table() if source == wanted and mountpoint != home]
+
+
+def table() -> list[tuple[str, str]]:
+    """Source and mountpoint of each mount of this namespace; proc_pid_mountinfo(5)."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
             fields = line.split(" ")
-            if fields[fields.index("-") + 2] == source_of(container):
-                target = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-                if target != root:
-                    found.append(target)
+            source, target = fields[fields.index("-") + 2], fields[4]
+            found.append((source, re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), target)))
     return found
 
 
