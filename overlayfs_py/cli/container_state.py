@@ -16,6 +16,7 @@ from overlayfs_py.cli.container_base import (
     containers,
     for_each,
     format_option,
+    print_json,
     print_rows,
 )
 from overlayfs_py.runtime import lifecycle, logs
@@ -101,6 +102,14 @@ def inspect_container(known: Containers, word: str) -> dict[str, Any]:
     """What `inspect` prints of a container. Raises ContainerError where there is none of this name or id."""
     container = known.find(word)
     return describe(container, lifecycle.settle(known, container))
+
+
+@click.command(cls=ContainerCommand)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+def inspect(names: tuple[str, ...]) -> None:
+    """Print all there is to know of containers, with the keys of `docker inspect`."""
+    known = containers()
+    print_json([inspect_container(known, name) for name in names])
 
 
 @click.command("logs", cls=ContainerCommand)

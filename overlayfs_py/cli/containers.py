@@ -13,6 +13,7 @@ commands: list[click.Command] = [
     container_run.attach,
     container_run.execute_,
     container_state.ps,
+    container_state.inspect,
     container_state.logs_,
     container_state.stop,
     container_state.kill,
