@@ -80,6 +80,10 @@ class Store:
         """The manifest of an image, as it came."""
         return manifest_of(self.layout, self._record(image.id))
 
+    def manifest_digest(self, image: Image) -> str:
+        """The digest of an image's manifest, by which registries know it."""
+        return self._record(image.id).digest
+
     def blob(self, digest: str) -> Path:
         """Where a blob is."""
         return self.layout.blob(digest)

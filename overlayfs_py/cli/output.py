@@ -1,0 +1,108 @@
+"""What the commands of `ovl` print: tables for people, JSON for programs, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Any, Final
+
+import click
+
+_UNITS: Final = ("kB", "MB", "GB", "TB")
+_SPANS: Final = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400), ("hour", 3_600))
+_UNBROKEN: Final = 100_000
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people, or JSON.",
+)
+
+
+class Failure(click.ClickException):
+    """What went wrong, in one line: `ovl: ...`, exit status 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"ovl: {one_line(self.message)}", err=True)
+
+
+def one_line(text: str) -> str:
+    """A message without anything that would break its line."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def print_json(value: object) -> None:
+    """JSON on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under headings on standard output; long cells are cut to a terminal's width, but nowhere else."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _UNBROKEN, highlight=False, soft_wrap=False).print(table)
+
+
+def human_size(size: int) -> str:
+    """Bytes as 12.3MB, in powers of a thousand."""
+    if size < 1000:
+        return f"{size}B"
+    value = float(size)
+    for unit in _UNITS:
+        value /= 1000
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+    return f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+
+
+def ago(moment: object) -> str:
+    """How long a time, as RFC 3339 writes it, is past; "-" for what is none."""
+    try:
+        then = datetime.fromisoformat(str(moment))
+    except ValueError:
+        return "-"
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    seconds = int((datetime.now(UTC) - then).total_seconds())
+    for name, span in _SPANS:
+        if seconds >= 2 * span or (span == 3_600 and seconds >= span):
+            count = seconds // span
+            return f"{count} {name}{'s' if count != 1 else ''} ago"
+    return f"{max(0, seconds // 60)} minutes ago"
+
+
+Told = Callable[[str, str], None]
+
+
+@contextmanager
+def progress() -> Iterator[Told]:
+    """A line for each layer on standard error while something happens to it, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _diff_id: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True)) as shown:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, diff_id: str) -> None:
+            text = f"{diff_id.removeprefix('sha256:')[:12]}: {what}"
+            if diff_id not in tasks:
+                tasks[diff_id] = shown.add_task(text, total=1)
+            shown.update(tasks[diff_id], description=text, completed=1 if what == "unpacked" else 0)
+
+        yield told
