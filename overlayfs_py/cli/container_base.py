@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
+from overlayfs_py.cli.output import Failure, print_json, print_table
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.images import ImageError, Store
+from overlayfs_py.images.store import default_root
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.state import Container, Containers
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
-
-class Failure(click.ClickException):
-    """An error for the user, in one line, with an exit status."""
+class Failed(Failure):
+    """An error for the user, in one line, with an exit status of its own."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         vars(self)["exit_code"] = status
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        complain(self.message)
-
 
 def complain(message: str) -> None:
-    """One line on standard error, whatever the message holds."""
-    line = "".join(char if char.isprintable() else " " for char in message)
-    sys.stdout.flush()
-    os.write(2, f"ovl: {line}\n".encode(errors="backslashreplace"))
+    """One line on standard error, for what does not end the command."""
+    Failure(message).show()
 
 
 class ContainerCommand(click.Command):
@@ -46,14 +38,14 @@ class ContainerCommand(click.Command):
         try:
             return super().invoke(ctx)
         except ContainerError as error:
-            raise Failure(str(error), error.status if self.runs else 1) from error
+            raise Failed(str(error), error.status if self.runs else 1) from error
         except (ImageError, OverlayError) as error:
-            raise Failure(str(error), 125 if self.runs else 1) from error
+            raise Failed(str(error), 125 if self.runs else 1) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
             where = f": {error.filename}" if error.filename else ""
-            raise Failure(f"{error.strerror}{where}", 125 if self.runs else 1) from error
+            raise Failed(f"{error.strerror}{where}", 125 if self.runs else 1) from error
 
 
 class RunningCommand(ContainerCommand):
@@ -64,14 +56,8 @@ class RunningCommand(ContainerCommand):
 
 def store_root() -> Path:
     """The directory that holds images and containers: --root, OVL_ROOT, or the user's default."""
-    context = click.get_current_context()
-    given = context.find_root().params.get("root") or os.environ.get("OVL_ROOT")
-    if given:
-        return Path(os.path.abspath(given))
-    if os.geteuid() == 0:
-        return Path("/var/lib/ovl")
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return Path(data) / "ovl"
+    given = click.get_current_context().find_root().params.get("root")
+    return Path(given).absolute() if given else default_root().absolute()
 
 
 def containers() -> Containers:
@@ -98,47 +84,14 @@ def for_each(words: Iterable[str], act: Callable[[Containers, Container], None])
         click.get_current_context().exit(1)
 
 
-def print_json(data: object) -> None:
-    click.echo(json.dumps(data, indent=4))
-
-
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 """The head of a column, and what it shows of a row."""
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[Column], how: str) -> None:
+def print_rows(rows: Sequence[Row], columns: Sequence[Column], form: str) -> None:
     """Rows as JSON with all they hold, or as a table of these columns."""
-    if how == "json":
+    if form == "json":
         print_json(list(rows))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 3, 0, 0))
-    for head, _ in columns:
-        table.add_column(head, no_wrap=sys.stdout.isatty() is False)
-    for row in rows:
-        table.add_row(*(Text(show(row)) for _, show in columns))
-    console = Console(width=None if sys.stdout.isatty() else 100_000, highlight=False)
-    console.print(table)
-
-
-format_option = click.option(
-    "--format", "how", type=click.Choice(("table", "json")), default="table", show_default=True, help="How to print it."
-)
-
-
-def human_size(size: int | None, base: int = 1000) -> str:
-    """Bytes with a unit; base 1024 has KiB and so on."""
-    if size is None:
-        return "--"
-    value = float(size)
-    for unit in _UNITS:
-        if value < base or unit == _UNITS[-1]:
-            break
-        value /= base
-    if base == 1024 and unit != "B":
-        unit = f"{unit[0].upper()}iB"
-    return f"{value:.4g}{unit}" if unit != "B" else f"{int(value)}B"
+    else:
+        print_table([head for head, _ in columns], [[show(row) for _, show in columns] for row in rows])

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from overlayfs_py.cli.container_base import ContainerCommand, containers, format_option, print_json, store
-from overlayfs_py.images import ImageError
+from overlayfs_py.cli.container_base import ContainerCommand, containers, store
+from overlayfs_py.cli.output import format_option, print_json
 from overlayfs_py.images.changes import changes
 from overlayfs_py.runtime import copying, lifecycle, mounting
 from overlayfs_py.runtime.errors import ContainerError
@@ -82,7 +82,7 @@ def _split(word: str) -> tuple[str | None, str]:
 @click.command(cls=ContainerCommand)
 @format_option
 @click.argument("name", metavar="CONTAINER")
-def diff(how: str, name: str) -> None:
+def diff(form: str, name: str) -> None:
     """List what a container has added (A), changed (C) and deleted (D) of its image."""
     known = containers()
     container = known.find(name)
@@ -90,7 +90,7 @@ def diff(how: str, name: str) -> None:
         mounting.flush(container)
         lowers = [Path(path) for path in container.lowers]
         found = list(changes(container.upper, lowers, userxattr=container.userxattr))
-    if how == "json":
+    if form == "json":
         print_json([{"Kind": change.kind, "Path": f"/{os.fsdecode(change.path)}"} for change in found])
         return
     for change in found:
@@ -193,17 +193,11 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 def mount(name: str, directory: Path) -> None:
     """Mount the tree of an image (read-only), or of a container with its own layer, on a directory."""
     known = containers()
-    try:
-        container = known.find(name)
-    except ContainerError as error:
+    container = known.seek(name)
+    if container is None:
         images = store()
-        try:
-            with images.locked(exclusive=False):
-                mounting.mount_image(images.image(name), directory, userxattr=images.userxattr)
-        except ImageError:
-            if str(error).startswith("no such"):
-                raise ContainerError(f"there is no container and no image {name}") from error
-            raise
+        with images.locked(exclusive=False):
+            mounting.mount_image(images.image(name), directory, userxattr=images.userxattr)
         return
     with _steady(known, container) as status:
         mounting.mount_container(container, status, directory)

@@ -15,10 +15,11 @@ from overlayfs_py.cli.container_base import (
     complain,
     containers,
     for_each,
-    format_option,
-    print_json,
     print_rows,
+    store,
 )
+from overlayfs_py.cli.output import format_option, print_json
+from overlayfs_py.images import ImageError
 from overlayfs_py.runtime import lifecycle, logs
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.inspect import describe
@@ -75,7 +76,7 @@ def _short(text: str) -> str:
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.option("--no-trunc", is_flag=True, help="Print ids and commands in full.")
 @format_option
-def ps(everything: bool, quiet: bool, no_trunc: bool, how: str) -> None:
+def ps(everything: bool, quiet: bool, no_trunc: bool, form: str) -> None:
     """List the running containers."""
     rows = [
         _row(container, status)
@@ -95,21 +96,34 @@ def ps(everything: bool, quiet: bool, no_trunc: bool, how: str) -> None:
         ("PORTS", lambda row: ", ".join(row["Ports"])),
         ("NAMES", lambda row: row["Name"]),
     ]
-    print_rows(rows, columns, how)
-
-
-def inspect_container(known: Containers, word: str) -> dict[str, Any]:
-    """What `inspect` prints of a container. Raises ContainerError where there is none of this name or id."""
-    container = known.find(word)
-    return describe(container, lifecycle.settle(known, container))
+    print_rows(rows, columns, form)
 
 
 @click.command(cls=ContainerCommand)
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER|IMAGE...")
 def inspect(names: tuple[str, ...]) -> None:
-    """Print all there is to know of containers, with the keys of `docker inspect`."""
+    """Print all there is to know of containers and images, with the keys of `docker inspect`.
+
+    \b
+    Example:
+      ovl inspect web debian:12
+    """
     known = containers()
-    print_json([inspect_container(known, name) for name in names])
+    print_json([_inspect(known, name) for name in names])
+
+
+def _inspect(known: Containers, name: str) -> dict[str, Any]:
+    container = known.seek(name)
+    if container is not None:
+        return describe(container, lifecycle.settle(known, container))
+    # The image commands' modules take longer than all else here.
+    from overlayfs_py.cli.images import details
+
+    images = store()
+    try:
+        return details(images, images.image(name))
+    except ImageError as error:
+        raise ContainerError(f"there is no container and no image {name}") from error
 
 
 @click.command("logs", cls=ContainerCommand)

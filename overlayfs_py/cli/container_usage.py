@@ -15,12 +15,10 @@ from overlayfs_py.cli.container_base import (
     Row,
     complain,
     containers,
-    format_option,
-    human_size,
-    print_json,
     print_rows,
     store,
 )
+from overlayfs_py.cli.output import format_option, human_size, print_json
 from overlayfs_py.images import Image, ImageError
 from overlayfs_py.runtime import lifecycle, limits, mounting, names, usage, volumes
 from overlayfs_py.runtime.errors import ContainerError
@@ -79,17 +77,21 @@ _STATS: list[Column] = [
     ("CONTAINER ID", lambda row: row["Id"][:12]),
     ("NAME", lambda row: row["Name"]),
     ("CPU %", lambda row: "--" if row["CPUPercent"] is None else f"{row['CPUPercent']:.2f}%"),
-    ("MEM USAGE / LIMIT", lambda row: f"{human_size(row['Memory'], 1024)} / {human_size(row['MemoryLimit'], 1024)}"),
+    ("MEM USAGE / LIMIT", lambda row: f"{_size(row['Memory'])} / {_size(row['MemoryLimit'])}"),
     ("NET I/O", lambda row: f"{human_size(row['Received'])} / {human_size(row['Sent'])}"),
     ("PIDS", lambda row: "--" if row["Pids"] is None else str(row["Pids"])),
 ]
+
+
+def _size(size: int | None) -> str:
+    return "--" if size is None else human_size(size)
 
 
 @click.command(cls=ContainerCommand)
 @click.option("--no-stream", is_flag=True, help="Print it once.")
 @format_option
 @click.argument("words", nargs=-1, metavar="[CONTAINER...]")
-def stats(no_stream: bool, how: str, words: tuple[str, ...]) -> None:
+def stats(no_stream: bool, form: str, words: tuple[str, ...]) -> None:
     """Show what running containers use, anew each second until interrupted."""
     known = containers()
     chosen = [known.find(word).id for word in words]
@@ -98,7 +100,7 @@ def stats(no_stream: bool, how: str, words: tuple[str, ...]) -> None:
             rows = _stats(known, chosen, 1.0)
             if sys.stdout.isatty() and not no_stream:
                 click.clear()
-            print_rows(rows, _STATS, how)
+            print_rows(rows, _STATS, form)
             if no_stream:
                 return
             sys.stdout.flush()
@@ -114,7 +116,7 @@ def volume() -> None:
 @volume.command("ls", cls=ContainerCommand)
 @click.option("-q", "--quiet", is_flag=True, help="Print names only.")
 @format_option
-def volume_ls(quiet: bool, how: str) -> None:
+def volume_ls(quiet: bool, form: str) -> None:
     """List the volumes."""
     found = volumes.all_volumes(containers())
     if quiet:
@@ -122,7 +124,7 @@ def volume_ls(quiet: bool, how: str) -> None:
             click.echo(one.name)
         return
     columns: list[Column] = [("VOLUME NAME", lambda row: row["Name"]), ("MOUNTPOINT", lambda row: row["Mountpoint"])]
-    print_rows([_describe(one) for one in found], columns, how)
+    print_rows([_describe(one) for one in found], columns, form)
 
 
 def _describe(one: volumes.NamedVolume) -> Row:
@@ -192,7 +194,7 @@ def system() -> None:
 
 @system.command("df", cls=ContainerCommand)
 @format_option
-def system_df(how: str) -> None:
+def system_df(form: str) -> None:
     """Show what images, containers and volumes take on disk."""
     known, images = containers(), store()
     found = lifecycle.settle_all(known)
@@ -219,7 +221,7 @@ def system_df(how: str) -> None:
         ("SIZE", lambda row: human_size(row["Size"])),
         ("RECLAIMABLE", lambda row: human_size(row["Reclaimable"])),
     ]
-    print_rows(rows, columns, how)
+    print_rows(rows, columns, form)
 
 
 def _share(kind: str, total: int, active: int, sizes: dict[Any, int], kept: Any) -> Row:

@@ -12,7 +12,7 @@ from overlayfs_py import __version__
 from overlayfs_py.cli import rootless
 
 # The modules that have commands, each with a list of them; where two have one of the same name, the first counts.
-MODULES: Final = ("overlayfs_py.cli.images",)
+MODULES: Final = ("overlayfs_py.cli.containers", "overlayfs_py.cli.images")
 
 EPILOG: Final = """\b
 Examples:
@@ -41,7 +41,12 @@ class Commands(click.Group):
         return sorted(self._all())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return self._all().get(cmd_name)
+        # Most of the time that a short command takes is that of loading modules.
+        for module in MODULES:
+            for command in importlib.import_module(module).commands:
+                if command.name == cmd_name:
+                    return command  # type: ignore[no-any-return]
+        return None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

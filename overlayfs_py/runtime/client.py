@@ -71,7 +71,7 @@ def attach(
 @contextlib.contextmanager
 def _raw(fd: int) -> Iterator[None]:
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)
     try:
         yield
     finally:

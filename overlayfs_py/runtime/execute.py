@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import time
 
 from overlayfs_py.runtime import bundle, oci, users
 from overlayfs_py.runtime.signals import FORWARDED
@@ -35,20 +36,29 @@ def execute(container: Container, spec: Spec, *, detach: bool) -> int:
             json.dump(bundle.process(spec, user, args=spec.args), file)
         log = os.path.join(place, "log")
         pid_file = os.path.join(place, "pid")
-        words = ["exec", "--process", wanted, "--pid-file", pid_file, *(["--detach"] if detach else []), container.id]
+        words = ["exec", "--process", wanted, "--pid-file", pid_file, container.id]
         command = oci.command(container, *words, log=log)
-        code = _run(command, stdin=spec.interactive and not detach, quiet=detach, pid_file=pid_file)
+        code = _leave(command, pid_file) if detach else _run(command, stdin=spec.interactive, pid_file=pid_file)
         if code != 0 and not os.path.exists(pid_file):
             raise oci.explain(log, spec.args[0])
         return code
 
 
-def _run(command: list[str], *, stdin: bool, quiet: bool, pid_file: str) -> int:
-    """Run the OCI runtime as a child that gets our signals; what it says itself when it fails is not passed on."""
+def _leave(command: list[str], pid_file: str) -> int:
+    """Leave the OCI runtime in the background, as the parent that the process needs: were that a process of the host
+    that collects no children, the container could not end."""
     null = subprocess.DEVNULL
-    child = subprocess.Popen(
-        command, stdin=None if stdin else null, stdout=null if quiet else None, stderr=subprocess.PIPE, cwd="/"
-    )
+    child = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True)
+    while not os.path.exists(pid_file):
+        if child.poll() is not None:
+            return child.returncode
+        time.sleep(_PAUSE / 1000)
+    return 0
+
+
+def _run(command: list[str], *, stdin: bool, pid_file: str) -> int:
+    """Run the OCI runtime as a child that gets our signals; what it says itself when it fails is not passed on."""
+    child = subprocess.Popen(command, stdin=None if stdin else subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/")
     # What is typed at a terminal comes to the child by itself.
     typed = (signal.SIGINT, signal.SIGQUIT) if os.isatty(0) else ()
     for number in typed:
@@ -56,8 +66,7 @@ def _run(command: list[str], *, stdin: bool, quiet: bool, pid_file: str) -> int:
     for number in set(FORWARDED) - set(typed):
         signal.signal(number, lambda number, _frame: child.send_signal(number))
     assert child.stderr is not None
-    if not quiet:
-        _pass_on(child.stderr.fileno(), pid_file)
+    _pass_on(child.stderr.fileno(), pid_file)
     code = child.wait()
     child.stderr.close()
     return code if code >= 0 else 128 - code

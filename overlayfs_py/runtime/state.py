@@ -196,20 +196,26 @@ class Containers:
                 found.append(Container.read(Path(entry.path)))
         return sorted(found, key=lambda container: container.created, reverse=True)
 
-    def find(self, word: str) -> Container:
-        """The container of this id or name, or the one whose id begins so. Raises ContainerError, with status 1."""
+    def seek(self, word: str) -> Container | None:
+        """The container of this id or name, or the one whose id begins so; None where there is none.
+
+        Raises ContainerError, with status 1, where there are several.
+        """
         containers = self.all()
         for container in containers:
             if word in (container.id, container.name):
                 return container
         matches = [container for container in containers if word and container.id.startswith(word)]
         if len(matches) > 1:
-            raise ContainerError(
-                f"the id {word} is the beginning of {len(matches)} containers' ids; write more of it", 1
-            )
-        if not matches:
+            raise ContainerError(f"{word} begins the ids of {len(matches)} containers; write more of it", 1)
+        return matches[0] if matches else None
+
+    def find(self, word: str) -> Container:
+        """As `seek`, but ContainerError, with status 1, where there is none."""
+        container = self.seek(word)
+        if container is None:
             raise ContainerError(f"no such container: {word}", 1)
-        return matches[0]
+        return container
 
     def users_of(self, image: str) -> list[str]:
         """The names of the containers made from the image with this ID."""

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from overlayfs_py.images import Store
-from overlayfs_py.images.load import load
 from tests.conftest import Layers
+from tests.images.rig import load_one
 from tests.runtime import image
 from tests.support.mounts import REPOSITORY
 
@@ -85,7 +85,7 @@ class Ovl:
 @pytest.fixture(scope="session")
 def layout(scratch: Path) -> Path:
     """The image as an OCI layout."""
-    target = scratch / f"busybox-{os.getpid()}"
+    target = scratch / "runtime" / "busy"
     image.write(target)
     return target
 
@@ -93,7 +93,7 @@ def layout(scratch: Path) -> Path:
 @pytest.fixture
 def ovl(layers: Layers, layout: Path) -> Iterator[Ovl]:
     root = layers.add("store")
-    load(Store.open(root), layout)
+    load_one(Store.open(root), layout)
     made = Ovl(root, layers.add("beside"))
     try:
         yield made

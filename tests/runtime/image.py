@@ -33,11 +33,10 @@ def write(target: Path) -> None:
         Item("out", kind=tarfile.SYMTYPE, target="../../../../etc"),
         Item("script", b'#!/bin/sh\necho entry "$@"\n', mode=0o755),
     ]
-    target.mkdir()
+    target.mkdir(parents=True)
     write_layout(
         target,
         [archive(base), archive(above)],
-        name="busy",
         Cmd=["sh", "-c", "echo default $GREETING $(pwd) $(id -u)"],
         Env=["PATH=/bin", "GREETING=hello"],
         WorkingDir="/data",
