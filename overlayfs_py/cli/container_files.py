@@ -15,7 +15,6 @@ import click
 
 from overlayfs_py.cli.container_base import ContainerCommand, containers, store
 from overlayfs_py.cli.output import format_option, print_json
-from overlayfs_py.images.changes import changes
 from overlayfs_py.runtime import copying, lifecycle, mounting
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import parse_signal
@@ -84,6 +83,9 @@ def _split(word: str) -> tuple[str | None, str]:
 @click.argument("name", metavar="CONTAINER")
 def diff(form: str, name: str) -> None:
     """List what a container has added (A), changed (C) and deleted (D) of its image."""
+    # It loads the overlay's core, which no other command here needs.
+    from overlayfs_py.images.changes import changes
+
     known = containers()
     container = known.find(name)
     with _steady(known, container):

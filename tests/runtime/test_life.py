@@ -128,8 +128,7 @@ def test_an_empty_volume_takes_what_the_image_has_there(ovl: Ovl) -> None:
         ovl.out(*RUN, "--rm", "-v", "seeded:/data", "busy", "sh", "-c", "cat /data/seed; stat -c %u:%a /data")
         == "seed\n33:750\n"
     )
-    ovl.run(*RUN, "--rm", "-v", "seeded:/data", "busy", "rm", "/data/seed")
-    ovl.run(*RUN, "--rm", "-v", "seeded:/data", "busy", "touch", "/data/other")
+    ovl.run(*RUN, "--rm", "-v", "seeded:/data", "busy", "mv", "/data/seed", "/data/other")
     assert ovl.out(*RUN, "--rm", "-v", "seeded:/data", "busy", "ls", "/data") == "other\n"
 
 
