@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.state import Container
@@ -22,6 +24,7 @@ from overlayfs_py.sys import namespaces
 
 _POOL = IPv4Network("10.213.0.0/16")
 _PREFIX = 30
+_PATIENCE = 1.0  # seconds
 _LOCK = "/run/lock/ovl-network"
 _FORWARDING = "/proc/sys/net/ipv4/ip_forward"
 
@@ -64,6 +67,7 @@ def create(container: Container) -> Network:
             os.close(outside_fd)
         _ip(f"addr add {host} dev {link}", f"link set {link} up")
     address = inside.partition("/")[0]
+    _await_carrier(link)
     _forward()
     _translate(link, address)
     return Network(fd, address)
@@ -119,10 +123,18 @@ def _free_subnet(start: int) -> IPv4Network:
     raise ContainerError(f"all {count} subnets of {_POOL} are in use")
 
 
+def _await_carrier(link: str) -> None:
+    """Wait until the kernel has seen that both ends are up, as it drops what is sent before; not for long, though."""
+    state = Path("/sys/class/net", link, "operstate")
+    deadline = time.monotonic() + _PATIENCE
+    while state.read_text().strip() != "up" and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def _forward() -> None:
-    with open(_FORWARDING, "r+", encoding="ascii") as switch:
-        if switch.read().strip() == "0":
-            switch.write("1")
+    switch = Path(_FORWARDING)
+    if switch.read_text().strip() == "0":
+        switch.write_text("1")
 
 
 def _translate(link: str, address: str) -> None:
