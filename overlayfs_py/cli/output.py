@@ -85,24 +85,53 @@ def ago(moment: object) -> str:
 
 
 Told = Callable[[str, str], None]
+Moved = Callable[[str, int, int], None]
+
+
+class Progress:
+    """What happens to layers and blobs, on standard error while it does, where that is a terminal."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def told(self, what: str, diff_id: str) -> None:
+        """A layer is in another state."""
+        if self._bars is not None:
+            done = 1 if what == "unpacked" else 0
+            self._bars.update(self._task(diff_id, "layer"), description=_label(diff_id, what), completed=done, total=1)
+
+    def moved(self, digest: str, done: int, size: int) -> None:
+        """So many bytes of a blob are over."""
+        if self._bars is not None:
+            text = _label(digest, "done" if done >= size else "moving")
+            self._bars.update(self._task(digest, "blob"), description=text, completed=done, total=size)
+
+    def _task(self, digest: str, kind: str) -> Any:
+        key = f"{kind} {digest}"
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task("", total=1)
+        return self._tasks[key]
+
+
+def _label(digest: str, what: str) -> str:
+    return f"{digest.removeprefix('sha256:')[:12]}: {what}"
 
 
 @contextmanager
-def progress() -> Iterator[Told]:
-    """A line for each layer on standard error while something happens to it, where that is a terminal."""
+def progress() -> Iterator[Progress]:
+    """Shown while the block runs."""
     if not sys.stderr.isatty():
-        yield lambda _what, _diff_id: None
+        yield Progress(None)
         return
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True)) as shown:
-        tasks: dict[str, Any] = {}
-
-        def told(what: str, diff_id: str) -> None:
-            text = f"{diff_id.removeprefix('sha256:')[:12]}: {what}"
-            if diff_id not in tasks:
-                tasks[diff_id] = shown.add_task(text, total=1)
-            shown.update(tasks[diff_id], description=text, completed=1 if what == "unpacked" else 0)
-
-        yield told
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        yield Progress(bars)

@@ -32,5 +32,5 @@ def enter(root: str | None) -> None:
     os.environ[_ENTERED] = "1"
     sys.stdout.flush()
     namespace = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--propagation", "slave"]
-    program = [sys.executable, "-m", "overlayfs_py.cli.ovl", *sys.argv[1:]]
-    os.execvp(namespace[0], [*namespace, "--", *program])
+    command = [sys.executable, "-m", "overlayfs_py.cli.ovl", *sys.argv[1:]]
+    os.execvp(namespace[0], [*namespace, "--", *command])

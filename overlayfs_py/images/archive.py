@@ -124,11 +124,13 @@ def _segments(info: tarfile.TarInfo, path: bytes) -> tuple[tuple[int, int], ...]
     if segments is None:
         return ((0, info.size),)
     at = 0
+    # The old format pads its map with zeros.
+    segments = [segment for segment in segments if segment[1]]
     for offset, length in segments:
         if offset < at or length < 0 or offset + length > info.size:
             raise ImageError(f"{shown(path)} has a map of its data that makes no sense")
         at = offset + length
-    return tuple((offset, length) for offset, length in segments if length)
+    return tuple(segments)
 
 
 def clean_path(name: bytes) -> bytes:

@@ -122,13 +122,18 @@ class Layout:
 
     @staticmethod
     def _remove_if_left_over(tmp_fd: int, name: bytes) -> None:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tmp_fd)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tmp_fd)
+        except FileNotFoundError:
+            # its maker has just removed it
+            return
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            remove_tree(tmp_fd, name)
+            if os.fstat(fd).st_nlink:
+                remove_tree(tmp_fd, name)
         finally:
             os.close(fd)
 

@@ -177,3 +177,11 @@ def _as(form: LayerForm, wanted: Descriptor, blob: Path, session: Path, diff_id:
     if found != diff_id:
         raise ImageError(f"a blob of the store is damaged: {blob.name}")
     return described, target
+
+
+def compressed(wanted: Descriptor, blob: Path, session: Path, diff_id: str) -> tuple[Descriptor, Path]:
+    """A layer as registries want it: as it is where it is compressed, else by gzip, in a new file."""
+    with open(blob, "rb") as file:
+        if compression_of(file.read(4)):
+            return wanted, blob
+    return _as("gzip", wanted, blob, session, diff_id)

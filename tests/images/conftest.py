@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_py.images import Store
+from overlayfs_py.images import Store, publish
 from tests.conftest import Layers
 
 
@@ -17,3 +17,9 @@ def base(layers: Layers) -> Path:
 @pytest.fixture
 def store(base: Path) -> Store:
     return Store.open(base / "store")
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests don't wait for the disk, which others use; those of the command do."""
+    monkeypatch.setattr(publish, "_sync", lambda _directory: None)
