@@ -17,6 +17,7 @@ from overlayfs_py.runtime import bundle, client, limits, monitor, names, network
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec, Volume, merge_env, parse_signal, parse_target
 from overlayfs_py.runtime.state import Container, Containers, Status, remove_tree
+from overlayfs_py.runtime.userns import is_rootless
 
 KILLED = 128 + signal.SIGKILL
 _PATIENCE = 30.0  # seconds for a process that was killed, and what watches it, to be gone
@@ -142,7 +143,8 @@ def settle_locked(containers: Containers, container: Container) -> Status:
             status.process.send(signal.SIGKILL)
             status.process.wait(_PATIENCE)
         oci.delete(container)
-        network.remove(container)
+        if not is_rootless():
+            network.remove(container)
         root.unmount_root(container, status.daemon)
     settled = dataclasses.replace(
         status,

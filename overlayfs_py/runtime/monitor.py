@@ -18,13 +18,14 @@ import socket
 import time
 from typing import NoReturn
 
-from overlayfs_py.runtime import bundle, network, oci, publishing, root, users, volumes
+from overlayfs_py.runtime import bundle, network, oci, pasta, publishing, root, users, volumes
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.limits import cgroup_of, ran_out_of_memory
 from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.signals import FORWARDED
 from overlayfs_py.runtime.state import Container, Containers
 from overlayfs_py.runtime.streams import Streams
+from overlayfs_py.runtime.userns import is_rootless
 from overlayfs_py.sys import namespaces
 
 
@@ -102,6 +103,7 @@ class _Monitor:
         "container",
         "pid",
         "reaped",
+        "rootless",
         "status",
         "streams",
         "wakeup",
@@ -117,6 +119,7 @@ class _Monitor:
         self.reaped: set[int] = set()
         """The children that are gone; their pids may be somebody else's."""
         self.code: int | None = None
+        self.rootless = is_rootless()
         self.status = container.status()
         self.streams = Streams(container.directory / "log", stdin_once=container.spec.stdin_once)
         self.wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -168,8 +171,8 @@ class _Monitor:
                 volumes=volumes.mounts(self._containers, spec.volumes, root_fd),
                 network_namespace=path,
                 address=address,
-                rootless=False,
-                cgroup=cgroup_of(container),
+                rootless=self.rootless,
+                cgroup=None if self.rootless else cgroup_of(container),
             )
         finally:
             os.close(root_fd)
@@ -183,6 +186,11 @@ class _Monitor:
         spec = self.container.spec
         if spec.network != "private":
             return (None if spec.network == "host" else ""), None
+        if self.rootless:
+            net, ports, pid = pasta.start(self.container.directory, spec.ports)
+            self._undo.callback(self._end_child, pid)
+            self._write(ports=ports)
+            return net.path, None
         sockets = publishing.bind(spec.ports)
         self._undo.callback(network.remove, self.container)
         net = network.create(self.container)

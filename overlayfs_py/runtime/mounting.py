@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import mount_helper
 from overlayfs_py.images import Image
-from overlayfs_py.runtime import oci, root
+from overlayfs_py.runtime import oci, root, usage
 from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.state import Container, Status
+from overlayfs_py.runtime.userns import is_rootless
 from overlayfs_py.sys.files import sync_filesystem
 
 _OURS = re.compile(r"ovl(-image)?:")
@@ -85,14 +88,30 @@ def flush(container: Container) -> None:
 @contextlib.contextmanager
 def still(container: Container, status: Status, *, pause: bool) -> Iterator[None]:
     """Keep the container's processes from writing until the block ends, if `pause`."""
-    if status.process is None:
-        yield
-        return
-    if pause:
-        oci.pause(container)
-    try:
+    first = status.process
+    with contextlib.ExitStack() as stack:
+        if first is not None and pause:
+            if is_rootless():
+                # Without control groups there is no freezer.
+                stack.callback(_signal, first, signal.SIGCONT)
+                _stop(first)
+            else:
+                oci.pause(container)
+                stack.callback(oci.resume, container)
         flush(container)
         yield
-    finally:
-        if pause:
-            oci.resume(container)
+
+
+def _stop(first: Process) -> None:
+    """Stop every process of the container, also those that are made meanwhile."""
+    stopped: set[int] = set()
+    while new := set(usage.processes(first)) - stopped:
+        _signal(first, signal.SIGSTOP)
+        stopped |= new
+
+
+def _signal(first: Process, number: int) -> None:
+    for pid in usage.processes(first):
+        # It ended meanwhile.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

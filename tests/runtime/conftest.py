@@ -1,7 +1,9 @@
 """A store with one image for each test, `ovl` to run in it, and a look at what is left afterwards."""
 
+import contextlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -13,13 +15,15 @@ from typing import Any
 import pytest
 
 from overlayfs_py.images import Store
-from tests.conftest import Layers
+from tests.conftest import Checkout, Layers
 from tests.images.rig import load_one
 from tests.runtime import image
 from tests.support.mounts import REPOSITORY
+from tests.support.syscalls import MNT_DETACH, MS_BIND, mount, umount
 
 LIMIT = 60  # seconds for one command
-COMMAND = [sys.executable, "-c", "from overlayfs_py.cli.ovl import main; main(prog_name='ovl')"]
+MODULE = ("-m", "overlayfs_py.cli.ovl")
+USER = 4242
 
 
 @dataclass(slots=True)
@@ -28,16 +32,23 @@ class Ovl:
 
     root: Path
     base: Path
+    command: tuple[str | Path, ...] = (sys.executable, *MODULE)
+    repository: Path = REPOSITORY
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OVL_ROOT": str(self.root), "COLUMNS": "200"}
+        return {**os.environ, "PYTHONPATH": str(self.repository), "OVL_ROOT": str(self.root), "COLUMNS": "200"}
 
     def run(self, *words: str | Path, stdin: bytes = b"", status: int | None = 0) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, and see that it ends with this status."""
         done = subprocess.run(
-            [*COMMAND, *words], input=stdin, capture_output=True, timeout=LIMIT, env=self.environment, cwd=self.base
+            [*self.command, *words],
+            input=stdin,
+            capture_output=True,
+            timeout=LIMIT,
+            env=self.environment,
+            cwd=self.base,
         )
         assert status is None or done.returncode == status, (words, done)
         return done
@@ -55,7 +66,7 @@ class Ovl:
 
     def start(self, *words: str | Path, **streams: Any) -> subprocess.Popen[bytes]:
         """Start a command, whose end is awaited after the test."""
-        process = subprocess.Popen([*COMMAND, *words], env=self.environment, cwd=self.base, **streams)
+        process = subprocess.Popen([*self.command, *words], env=self.environment, cwd=self.base, **streams)
         self.started.append(process)
         return process
 
@@ -92,9 +103,42 @@ def layout(scratch: Path) -> Path:
 
 @pytest.fixture
 def ovl(layers: Layers, layout: Path) -> Iterator[Ovl]:
+    """As root, with the image in the store."""
     root = layers.add("store")
     load_one(Store.open(root), layout)
-    made = Ovl(root, layers.add("beside"))
+    yield from _used(Ovl(root, layers.add("beside")))
+
+
+@pytest.fixture
+def rootless(layers: Layers, layout: Path, checkout: Checkout) -> Iterator[Ovl]:
+    """As a user with subordinate ids who may open /dev/fuse, with the image in the store."""
+    etc, base = layers.add("etc"), layers.add("beside")
+    os.chown(base, USER, USER)
+    os.chown(layers.base, USER, USER)
+    lines = {
+        "passwd": f"tester:x:{USER}:{USER}::{base}:/bin/sh\n",
+        "group": f"tester:x:{USER}:\n",
+        "subuid": "tester:200000:65536\n",
+        "subgid": "tester:200000:65536\n",
+    }
+    covered = [(etc / name, Path("/etc", name)) for name in lines]
+    for (mine, theirs), line in zip(covered, lines.values(), strict=True):
+        mine.write_text(theirs.read_text() + line)
+    for name in ("fuse", "net/tun"):
+        covered.append((etc / Path(name).name, Path("/dev", name)))
+        os.mknod(covered[-1][0], stat.S_IFCHR, os.stat(covered[-1][1]).st_rdev)
+        os.chmod(covered[-1][0], 0o666)
+    user = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "env", f"HOME={base}")
+    with contextlib.ExitStack() as stack:
+        for mine, theirs in covered:
+            mount(os.fsencode(mine), os.fsencode(theirs), None, MS_BIND)
+            stack.callback(umount, os.fsencode(theirs), MNT_DETACH)
+        made = Ovl(layers.base / "store", base, (*user, checkout.python, *MODULE), checkout.path)
+        made.run("load", "-i", layout)
+        yield from _used(made)
+
+
+def _used(made: Ovl) -> Iterator[Ovl]:
     try:
         yield made
     finally:
@@ -102,8 +146,8 @@ def ovl(layers: Layers, layout: Path) -> Iterator[Ovl]:
             made.run("rm", "-f", "-v", *names)
     for process in made.started:
         process.wait(LIMIT)
-    within(5, lambda: left_of(root) == [])
-    assert left_of(root) == []
+    within(5, lambda: left_of(made.root) == [])
+    assert left_of(made.root) == []
 
 
 def within(seconds: float, done: Callable[[], bool]) -> bool:
