@@ -210,3 +210,6 @@ def mount(name: str, directory: Path) -> None:
 def umount(directory: Path) -> None:
     """Undo a mount."""
     mounting.unmount(directory)
+
+
+commands: list[click.Command] = [cp, diff, commit, mount, umount]

@@ -284,3 +284,6 @@ def execute_(
     )
     code = execute.execute(container, spec, detach=detach)
     click.get_current_context().exit(code)
+
+
+commands: list[click.Command] = [create, run, start, attach, execute_]

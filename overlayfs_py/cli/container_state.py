@@ -244,3 +244,6 @@ def port(name: str) -> None:
         inside = f"{published.container}/{published.protocol}"
         address = f"[{published.address}]" if ":" in published.address else published.address
         click.echo(f"{inside} -> {address}:{published.host}")
+
+
+commands: list[click.Command] = [ps, inspect, logs_, stop, kill, restart, wait, rm, rename, port]

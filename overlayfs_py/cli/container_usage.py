@@ -264,3 +264,6 @@ def _remove_image(known: Containers, image: Image) -> None:
 def in_use(known: Containers, image: str) -> list[str]:
     """What uses the image with this ID: containers, and mounts of it."""
     return known.users_of(image) + [f"the mount on {path}" for path in mounting.mounts_of_image(image)]
+
+
+commands: list[click.Command] = [top, stats, volume, system]

@@ -12,7 +12,13 @@ from overlayfs_py import __version__
 from overlayfs_py.cli import rootless
 
 # The modules that have commands, each with a list of them; where two have one of the same name, the first counts.
-MODULES: Final = ("overlayfs_py.cli.containers", "overlayfs_py.cli.images")
+MODULES: Final = (
+    "overlayfs_py.cli.container_run",
+    "overlayfs_py.cli.container_state",
+    "overlayfs_py.cli.container_files",
+    "overlayfs_py.cli.container_usage",
+    "overlayfs_py.cli.images",
+)
 
 EPILOG: Final = """\b
 Examples:

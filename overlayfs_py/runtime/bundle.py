@@ -5,6 +5,7 @@ Source: the OCI runtime specification, config.md and config-linux.md; the defaul
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec, merge_env
-from overlayfs_py.runtime.state import Container, write_json
+from overlayfs_py.runtime.state import Container
 from overlayfs_py.runtime.users import User
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -121,7 +122,8 @@ def write(container: Container, around: Surroundings) -> None:
         "mounts": _mounts(container, around),
         "linux": _linux(spec, around),
     }
-    write_json(container.bundle / "config.json", config)
+    # Each start writes it anew, so it need not outlive a crash.
+    (container.bundle / "config.json").write_text(json.dumps(config))
 
 
 def _on_host(spec: Spec) -> bool:

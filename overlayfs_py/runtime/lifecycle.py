@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overlayfs_py.images import Store
-from overlayfs_py.runtime import bundle, client, limits, monitor, names, network, oci, root, volumes
+from overlayfs_py.runtime import bundle, client, limits, monitor, names, oci, root, volumes
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec, Volume, merge_env, parse_signal, parse_target
 from overlayfs_py.runtime.state import Container, Containers, Status, remove_tree
@@ -143,7 +143,9 @@ def settle_locked(containers: Containers, container: Container) -> Status:
             status.process.send(signal.SIGKILL)
             status.process.wait(_PATIENCE)
         oci.delete(container)
-        if not is_rootless():
+        if container.spec.network == "private" and not is_rootless():
+            from overlayfs_py.runtime import network
+
             network.remove(container)
         root.unmount_root(container, status.daemon)
     settled = dataclasses.replace(

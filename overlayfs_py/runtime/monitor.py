@@ -18,7 +18,7 @@ import socket
 import time
 from typing import NoReturn
 
-from overlayfs_py.runtime import bundle, network, oci, pasta, publishing, root, users, volumes
+from overlayfs_py.runtime import bundle, oci, root, users, volumes
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.limits import cgroup_of, ran_out_of_memory
 from overlayfs_py.runtime.process import Process
@@ -186,17 +186,21 @@ class _Monitor:
         spec = self.container.spec
         if spec.network != "private":
             return (None if spec.network == "host" else ""), None
+        # Loaded only here, as a container without a network of its own starts sooner.
+        from overlayfs_py.runtime import network, pasta, publishing
+
         if self.rootless:
             net, ports, pid = pasta.start(self.container.directory, spec.ports)
             self._undo.callback(self._end_child, pid)
-            self._write(ports=ports)
-            return net.path, None
-        sockets = publishing.bind(spec.ports)
-        self._undo.callback(network.remove, self.container)
-        net = network.create(self.container)
-        if sockets:
-            self._undo.callback(self._end_child, publishing.start(sockets, net.address or ""))
-        self._write(address=net.address, ports=tuple(port for _, port in sockets))
+        else:
+            sockets = publishing.bind(spec.ports)
+            ports = tuple(port for _, port in sockets)
+            self._undo.callback(network.remove, self.container)
+            net = network.create(self.container)
+            if sockets:
+                self._undo.callback(self._end_child, publishing.start(sockets, net.address or ""))
+        # To be written with the rest once it runs.
+        self.status = dataclasses.replace(self.status, address=net.address, ports=ports)
         return net.path, net.address
 
     def _run(self) -> None:

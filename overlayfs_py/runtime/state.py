@@ -105,7 +105,8 @@ class Container:
             raise _damaged(path) from error
 
     def write_status(self, status: Status) -> None:
-        write_json(self.directory / "status.json", dataclasses.asdict(status))
+        # A crash of the machine ends what is up, so only the last word has to outlive one.
+        write_json(self.directory / "status.json", dataclasses.asdict(status), durable=not status.is_up)
 
     def write(self) -> None:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -137,8 +138,11 @@ def _damaged(path: Path) -> ContainerError:
     )
 
 
-def write_json(path: Path, data: object) -> None:
-    """Replace a file in one step: after a crash it is the old one or the new one, never a part."""
+def write_json(path: Path, data: object, *, durable: bool = True) -> None:
+    """Replace a file in one step: after a crash it is the old one or the new one, never a part.
+
+    If not `durable` it may be the old one although this has returned.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -150,7 +154,8 @@ def write_json(path: Path, data: object) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -236,7 +241,7 @@ class Containers:
     def add(self, container: Container) -> None:
         """Bring a container that was built under containers.tmp into being. Call it while `naming`."""
         home = self.root / "containers" / container.id
-        dataclasses.replace(container, directory=container.directory).write()
+        container.write()
         os.rename(container.directory, home)
         sync_directory(home.parent)
 
