@@ -189,8 +189,8 @@ def _follow(known: Containers, container: Container, connection: socket.socket, 
     except client.OutputClosed:
         return _SIGPIPE_STATUS
     if code is None:
-        status = lifecycle.settle(known, container) if container.directory.exists() else None
-        complain(status.error if status is not None else "the monitor of the container was killed")
+        complain(lifecycle.LOST)
+        lifecycle.settle_lost(known, container)
         return lifecycle.KILLED
     return code
 

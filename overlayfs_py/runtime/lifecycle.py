@@ -20,6 +20,7 @@ from overlayfs_py.runtime.state import Container, Containers, Status, remove_tre
 from overlayfs_py.runtime.userns import is_rootless
 
 KILLED = 128 + signal.SIGKILL
+LOST = "the monitor of the container was killed, and the container with it"
 _PATIENCE = 30.0  # seconds for a process that was killed, and what watches it, to be gone
 
 
@@ -158,7 +159,7 @@ def settle_locked(containers: Containers, container: Container) -> Status:
         ports=(),
         finished=time.time(),
         exit_code=KILLED,
-        error="the monitor of the container was killed, and the container with it",
+        error=LOST,
     )
     container.write_status(settled)
     if container.spec.remove:
@@ -169,6 +170,20 @@ def settle_locked(containers: Containers, container: Container) -> Status:
 def _orphaned(status: Status) -> bool:
     """Whether it should have a monitor and has none."""
     return status.is_up and (status.monitor is None or not status.monitor.alive())
+
+
+def settle_lost(containers: Containers, container: Container) -> None:
+    """Set a container right whose monitor let go of its clients without a word. Raises ContainerError."""
+    watcher = container.status().monitor
+    if watcher is not None:
+        # Its connections end a moment before it does.
+        watcher.wait(_PATIENCE)
+    try:
+        settle(containers, container)
+    except ContainerError:
+        # It was to be removed, and another command has seen to that.
+        if container.directory.exists():
+            raise
 
 
 def settle_all(containers: Containers) -> list[tuple[Container, Status]]:

@@ -5,8 +5,6 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.runtime.conftest import Ovl, within
 from tests.runtime.image import entries
 
@@ -150,28 +148,28 @@ def test_a_hostile_image_can_not_lead_a_volume_out_of_it(ovl: Ovl) -> None:
     assert entries(Path("/etc")) == before
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--memory", "1k"), "--memory 1k: the least is 6m"),
-        (("--memory", "lots"), "--memory 'lots': write a number with b, k, m or g, such as 512m"),
-        (("--cpus", "900"), "--cpus '900': write a number from 0.01 to"),
-        (("-v", "/nosuch:/x"), "-v /nosuch:/x: there is no /nosuch"),
-        (("-v", "a:b:c:d"), "-v a:b:c:d: write SOURCE:TARGET[:ro], or a TARGET alone"),
-        (("-v", "vol:/"), "-v vol:/: the root of the container can't be replaced"),
-        (("-v", "/etc:/x", "--tmpfs", "/x"), "two volumes have the target /x"),
-        (("--cap-add", "FLY"), "there is no capability 'FLY'"),
-        (("-p", "80"), "-p has no meaning with --network none"),
-        (("-p", "a:b"), "-p a:b: write [IP:]HOST:CONTAINER[/udp]"),
-        (("--env-file", "nosuch"), "cannot read the env file nosuch: No such file or directory"),
-        (("-u", "nobody"), "there is no user 'nobody' in the image's /etc/passwd"),
-        (("-u", "root:nogroup"), "there is no group 'nogroup' in the image's /etc/group"),
-        (("--stop-signal", "SIGHUG"), "there is no signal 'SIGHUG'"),
-        (("-w", "here"), "-w: 'here' must be an absolute path in the container"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(ovl: Ovl, options: tuple[str, ...], message: str) -> None:
-    assert ovl.error(*RUN, *options, "busy", "true", status=125).startswith(message)
+BAD_INPUT = [
+    (("--memory", "1k"), "--memory 1k: the least is 6m"),
+    (("--memory", "lots"), "--memory 'lots': write a number with b, k, m or g, such as 512m"),
+    (("--cpus", "900"), "--cpus '900': write a number from 0.01 to"),
+    (("-v", "/nosuch:/x"), "-v /nosuch:/x: there is no /nosuch"),
+    (("-v", "a:b:c:d"), "-v a:b:c:d: write SOURCE:TARGET[:ro], or a TARGET alone"),
+    (("-v", "vol:/"), "-v vol:/: the root of the container can't be replaced"),
+    (("-v", "/etc:/x", "--tmpfs", "/x"), "two volumes have the target /x"),
+    (("--cap-add", "FLY"), "there is no capability 'FLY'"),
+    (("-p", "80"), "-p has no meaning with --network none"),
+    (("-p", "a:b"), "-p a:b: write [IP:]HOST:CONTAINER[/udp]"),
+    (("--env-file", "nosuch"), "cannot read the env file nosuch: No such file or directory"),
+    (("-u", "nobody"), "there is no user 'nobody' in the image's /etc/passwd"),
+    (("-u", "root:nogroup"), "there is no group 'nogroup' in the image's /etc/group"),
+    (("--stop-signal", "SIGHUG"), "there is no signal 'SIGHUG'"),
+    (("-w", "here"), "-w: 'here' must be an absolute path in the container"),
+]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(ovl: Ovl) -> None:
+    for options, message in BAD_INPUT:
+        assert ovl.error(*RUN, *options, "busy", "true", status=125).startswith(message), options
     assert ovl.rows() == []
     assert ovl.out("volume", "ls", "-q") == ""
 
