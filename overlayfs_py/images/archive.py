@@ -23,6 +23,8 @@ _SCHILY: Final = "SCHILY.xattr."
 _LIBARCHIVE: Final = "LIBARCHIVE.xattr."
 _NANOSECONDS: Final = 1_000_000_000
 _ID_MAX: Final = (1 << 32) - 2
+_MAJOR_MAX: Final = (1 << 12) - 1
+_MINOR_MAX: Final = (1 << 20) - 1
 _TIME_LIMIT: Final = 1 << 62  # nanoseconds; the filesystem clamps what it can't hold
 _TIME_DIGITS: Final = 15
 _FORMATS: Final[Mapping[bytes, int]] = {
@@ -115,8 +117,14 @@ def _entry(info: tarfile.TarInfo) -> Entry:
         if info.size < 0:
             raise ImageError(f"{shown(path)} has a size of {info.size} bytes")
         segments = _segments(info, path)
-    rdev = os.makedev(info.devmajor, info.devminor) if form in (stat.S_IFCHR, stat.S_IFBLK) else 0
+    rdev = _device(info, path) if form in (stat.S_IFCHR, stat.S_IFBLK) else 0
     return Entry(path, form, _attributes(info, path), target, info.size, rdev, segments)
+
+
+def _device(info: tarfile.TarInfo, path: bytes) -> int:
+    if not (0 <= info.devmajor <= _MAJOR_MAX and 0 <= info.devminor <= _MINOR_MAX):
+        raise ImageError(f"{shown(path)} is the device {info.devmajor}:{info.devminor}, which can't be")
+    return os.makedev(info.devmajor, info.devminor)
 
 
 def _segments(info: tarfile.TarInfo, path: bytes) -> tuple[tuple[int, int], ...]:

@@ -44,7 +44,8 @@ class Layout:
         if not root.exists():
             root.mkdir(mode=0o711, parents=True)
         for path in (self.blobs, self.layers, self.tmp, self.partial):
-            path.mkdir(mode=0o711, parents=True, exist_ok=True)
+            # Layers hold set-user-ID programs, maybe old ones, that no other user is to run.
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         privileged = credentials.has_capability(credentials.CAP_SYS_ADMIN) and credentials.in_initial_user_namespace()
         settings = root / "settings.json"
         if not settings.exists():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from overlayfs_py.images.archive import entries, shown
+from overlayfs_py.images.compress import SUFFIX
 from overlayfs_py.images.manifest import (
     INDEXES,
     MANIFESTS,
@@ -39,7 +40,6 @@ from overlayfs_py.sys import paths
 
 _LARGEST_DOCUMENT: Final = 16 << 20
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
-_LAYER_SUFFIX: Final = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +274,7 @@ def _from_docker(files: _Files) -> Iterator[tuple[Incoming, list[str]]]:
         for name in layers:
             blob = files.fetch(str(name))
             with open(blob.path, "rb") as file:
-                suffix = _LAYER_SUFFIX[compression_of(file.read(4))]
+                suffix = SUFFIX[compression_of(file.read(4))]
             described.append(Descriptor(OCI_LAYER + suffix, blob.digest, blob.size))
             blobs[blob.digest] = blob.path
         manifest = make_manifest(Descriptor(OCI_CONFIG, digest_of(config), len(config)), described)

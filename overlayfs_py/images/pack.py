@@ -73,11 +73,10 @@ class _Packer:
 
     def add(self, visit: Visit) -> None:
         node = visit.node
-        if node is None:
-            if not visit.fresh:
+        if node is None or node.kind not in _TYPES:
+            # What is below is hidden, be it by a socket.
+            if visit.below is not None and not visit.fresh:
                 self._mark(os.path.dirname(visit.path), DOT_WHITEOUT + os.path.basename(visit.path))
-            return
-        if node.kind not in _TYPES:
             return
         attributes = self.walk.merged.attributes(node)
         if not visit.path and visit.below is not None and self._same(attributes, visit.below):

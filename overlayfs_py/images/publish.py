@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overlayfs_py.images.archive import shown
 from overlayfs_py.images.index import add_record
 from overlayfs_py.images.layout import Layout
 from overlayfs_py.images.manifest import Manifest, parse_config
@@ -104,6 +105,8 @@ def _unpack(
         incoming.unpacked[chain[at]] = targets[at]
         if extracted[at].skipped:
             warnings.append(f"{len(extracted[at].skipped)} devices left out, which only root can make")
+        for path in extracted[at].covering:
+            warnings.append(f"{shown(path)} is no directory in the layers below, and becomes one, as with Docker")
     return warnings
 
 

@@ -59,7 +59,7 @@ def save(
                 _write_directory(target, members)
             else:
                 part = target.with_name(f".{target.name}.part")
-                with open(part, "xb") as file:
+                with open(part, "wb") as file:
                     try:
                         _write_archive(file, members, _SUFFIXES.get(target.suffix, ""))
                         os.rename(part, target)

@@ -69,9 +69,13 @@ class _Settler:
             if self._cut_off(path) or path in hidden:
                 continue
             node = below.find(path)
-            if node is not None and node.kind == stat.S_IFDIR:
+            if node is None:
+                continue
+            if node.kind == stat.S_IFDIR:
                 extracted.implied.remove(path)
                 extracted.dirs[path] = below.attributes(node)
+            else:
+                extracted.covering.append(path)
         for path in sorted(extracted.opaque):
             self.at = path
             if not self._cut_off(path):

@@ -34,7 +34,8 @@ class Extracted:
     """What is left to do once a layer's objects are there; all paths are relative, the root is b"".
 
     `dirs` are the attributes of the directories that have an entry, `implied` those without, `whiteouts` the names to
-    hide and `opaque` the directories to hide the lower parts of. `skipped` are devices that can't be made here.
+    hide and `opaque` the directories to hide the lower parts of. `skipped` are devices that can't be made here,
+    `covering` the directories without an entry that are something else below.
     """
 
     diff_id: str = ""
@@ -43,6 +44,7 @@ class Extracted:
     whiteouts: set[bytes] = field(default_factory=set)
     opaque: set[bytes] = field(default_factory=set)
     skipped: list[bytes] = field(default_factory=list)
+    covering: list[bytes] = field(default_factory=list)
 
 
 def extract(archive: IO[bytes], target: Path, *, userxattr: bool) -> Extracted:

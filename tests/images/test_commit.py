@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_py.images import Image, Store
+from overlayfs_py.images import Image, ImageError, Store
 from overlayfs_py.images.changes import Change, changes
 from overlayfs_py.images.save import save
 from tests.images.rig import Item, archive, folder, link, load_one, our_tree, since, symlink, umoci_tree, write_layout
@@ -190,3 +190,25 @@ def test_a_diff_reads_what_changed_not_the_image(base: Path, image: Image) -> No
         os.utime(untouched, ns=(1, 1))
         assert list(changes(upper, lowers)) == [Change("C", b"file")]
         assert untouched.stat().st_atime_ns == 1
+
+
+def test_a_socket_is_left_out_and_what_it_hides_stays_hidden(store: Store, base: Path, image: Image) -> None:
+    def act(root: Path) -> None:
+        (root / "file").unlink()
+        os.mknod(root / "file", 0o140600)
+        os.mknod(root / "new-socket", 0o140600)
+
+    upper, _ = changed(image, base, "", act)
+    tree = our_tree(store.commit(upper, image), base / "mnt")
+    assert b"file" not in tree and b"new-socket" not in tree and b"dir/one" in tree
+
+
+def test_a_file_that_would_be_taken_for_a_whiteout_is_refused(store: Store, base: Path, image: Image) -> None:
+    before = store.images()
+    with container(image, base) as (root, upper):
+        (root / "dir" / ".wh.x").write_text("")
+        # As mounts of ours mark it, which take it for a file like others.
+        os.setxattr(upper / "dir" / ".wh.x", "trusted.overlay.literal", b"y")
+    with pytest.raises(ImageError, match=r"dir/\.wh\.x can't be in a layer"):
+        store.commit(upper, image)
+    assert store.images() == before

@@ -1,6 +1,9 @@
 """Archives that lie: one line says so, nothing is left in the store, nothing is touched outside of it."""
 
 import gzip
+import io
+import os
+import random
 import tarfile
 from pathlib import Path
 
@@ -9,7 +12,10 @@ import zstandard
 
 from overlayfs_py.images import ImageError, Store
 from overlayfs_py.images.load import load
+from overlayfs_py.images.settle import settle
+from overlayfs_py.images.unpack import extract
 from tests.images.rig import Item, archive, digest, folder, link, load_one, our_tree, symlink, write_layout
+from tests.images.test_unpack import BOTTOM, MIDDLE, TOP
 
 GOOD = archive([folder("./"), Item("file", b"x" * 100_000)])
 
@@ -36,6 +42,7 @@ BAD_LAYERS = {
     "an-owner-that-is-no-id": [Item("a", b"x", uid=2**32)],
     "a-time-that-is-none": [Item("a", b"x", pax=(("mtime", "nan"),))],
     "a-time-without-end": [Item("a", b"x", pax=(("mtime", "1e999999"),))],
+    "a-device-that-is-none": [Item("a", kind=tarfile.BLKTYPE, device=(5000, 1))],
     "an-unknown-type": [Item("a", b"x", kind=b"Z")],
 }
 
@@ -157,6 +164,46 @@ def test_marks_in_an_archive_are_only_xattrs_in_the_layer(store: Store, base: Pa
     tree = our_tree(image, base / "mnt")
     assert b"dir/below" in tree
     assert dict(tree[b"dir"].xattrs) == {"trusted.overlay.opaque": b"y", "trusted.overlay.redirect": b"/secret"}
+
+
+def mutated(data: bytes, choice: random.Random) -> bytes:
+    """An archive with some bytes, types and blocks changed, and checksums that are right in spite of it."""
+    result = bytearray(data)
+    for _ in range(choice.randint(1, 6)):
+        at = choice.randrange(len(result))
+        block = at // 512 * 512
+        if choice.random() < 0.6:
+            result[at] = choice.choice((0, 0x2F, 0x2E, 0xFF, 0x80, choice.randrange(256)))
+        elif choice.random() < 0.5:
+            result[block + 156] = choice.choice(b"0123456789xgLKSDMV")
+        else:
+            result[block:block] = result[choice.randrange(len(result)) // 512 * 512 :][:512]
+    for block in range(0, len(result), 512):
+        if result[block + 257 : block + 262] == b"ustar":
+            result[block + 148 : block + 156] = b" " * 8
+            result[block + 148 : block + 156] = b"%06o\0 " % sum(result[block : block + 512])
+    return bytes(result)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_archive_with_random_damage_is_unpacked_or_refused(base: Path, canary: Path, seed: int) -> None:
+    choice = random.Random(seed)
+    formats = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
+    whole = [archive(items, form) for items in (BOTTOM, MIDDLE, TOP) for form in formats]
+    lower = base / "lower"
+    lower.mkdir()
+    settle(lower, extract(io.BytesIO(whole[0]), lower, userxattr=False), [], userxattr=False)
+    for serial in range(40):
+        target = base / f"target-{serial}"
+        target.mkdir()
+        try:
+            extracted = extract(io.BytesIO(mutated(choice.choice(whole), choice)), target, userxattr=False)
+            settle(target, extracted, [lower], userxattr=False)
+        except ImageError as error:
+            assert "\n" not in str(error)
+    targets = {f"target-{serial}" for serial in range(40)}
+    assert set(os.listdir(base)) == {"canary", "lower", *targets}
+    assert canary.read_bytes() == b"alive"
 
 
 def test_a_deep_tree_is_unpacked_and_replaced(store: Store, base: Path) -> None:

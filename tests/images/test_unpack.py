@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from overlayfs_py.images import Store
+from overlayfs_py.images.load import load
 from tests.images.rig import (
     EPOCH,
     Item,
@@ -106,7 +107,7 @@ DEBIAN_CHANGES = [
     Item("etc/hostname", b"box\n"),
 ]
 
-DEBIAN_SIZE = 150 << 20
+DEBIAN_SIZE = 60 << 20
 """Bytes of the Debian root that are unpacked, as umoci would take too long for all of it."""
 
 # Made without an entry: the time is that of the moment with umoci, none with us.
@@ -158,3 +159,16 @@ def test_a_debian_root_in_two_layers_is_what_umoci_unpacks(store: Store, base: P
         umoci_tree(base / "layout", base / "bundle"),
         frozenset((b"usr/share", b"etc", b"etc/apt")),
     )
+
+
+def test_a_directory_without_an_entry_over_a_link_is_told(store: Store, base: Path) -> None:
+    layers = [archive([folder("usr/lib"), symlink("lib", "usr/lib")]), archive([Item("lib/x", b"x")])]
+    write_layout(base / "layout", layers)
+    ((image, warnings),) = load(store, base / "layout")
+    assert warnings == ["lib is no directory in the layers below, and becomes one, as with Docker"]
+    assert our_tree(image, base / "mnt")[b"lib"].kind == "dir"
+
+
+def test_names_of_aufs_itself_are_left_out(store: Store, base: Path) -> None:
+    write_layout(base / "layout", [archive([Item(".wh..wh.plnk/1.2"), Item(".wh..wh.aufs"), Item("a")])])
+    assert set(our_tree(load_one(store, base / "layout"), base / "mnt")) == {b".", b"a"}
