@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from overlayfs_py.images import Store
 from overlayfs_py.runtime import bundle, client, limits, monitor, names, oci, root, volumes
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec, Volume, merge_env, parse_signal, parse_target
-from overlayfs_py.runtime.state import Container, Containers, Status, remove_tree
+from overlayfs_py.runtime.state import Container, Containers, Status, make_directory, remove_tree
 from overlayfs_py.runtime.userns import is_rootless
 
 KILLED = 128 + signal.SIGKILL
@@ -99,9 +100,12 @@ def _add(containers: Containers, made: Container) -> Container:
         while (name := names.invent()) in taken:
             pass
         made = dataclasses.replace(made, name=name)
-    made.directory.mkdir(0o711)
-    for part in ("upper", "work", "root", "bundle"):
-        (made.directory / part).mkdir(0o755 if part != "work" else 0o700)
+    for part in ("", "upper", "work", "root", "bundle"):
+        make_directory(made.directory / part, 0o755 if part == "upper" else 0o700)
+    # The root of an overlay has the mode and owner of its upper layer's.
+    above = os.stat(made.lowers[0])
+    os.chown(made.upper, above.st_uid, above.st_gid)
+    os.chmod(made.upper, stat.S_IMODE(above.st_mode))
     for volume in made.spec.volumes:
         if volume.name is not None:
             volumes.ensure(containers, volume.name, anonymous=volume.anonymous)
@@ -223,10 +227,15 @@ def stop(containers: Containers, container: Container, seconds: float, number: i
 
     Returns when all of it is down; at once for a container that does not run.
     """
+    if not settle(containers, container).is_up:
+        return
     try:
         status = running(containers, container)
     except ContainerError:
-        return
+        if not container.directory.exists() or not container.status().is_up:
+            # It ended by itself meanwhile.
+            return
+        raise
     assert status.process is not None and status.monitor is not None
     status.process.send(number or container.spec.stop_signal)
     if not status.process.wait(seconds):
@@ -276,7 +285,7 @@ def wait(containers: Containers, container: Container) -> int:
 def rename(containers: Containers, container: Container, name: str) -> None:
     """Raises ContainerError where the name is none, or taken."""
     names.check(name)
-    with containers.naming(), container.locked():
+    with container.locked(), containers.naming():
         containers.check_free(name)
         dataclasses.replace(container, name=name).write()
 

@@ -131,31 +131,30 @@ class _Monitor:
     def start(self, client: socket.socket | None) -> None:
         """Bring everything up. Raises ContainerError; then nothing is left of it."""
         before = self.status
-        self._write(
-            phase="starting",
-            monitor=Process.of(os.getpid()),
-            process=None,
-            error="",
-            exit_code=None,
-            ports=(),
-            daemon=None,
-            address=None,
-            out_of_memory=False,
-        )
         try:
+            self._write(
+                phase="starting",
+                monitor=Process.of(os.getpid()),
+                process=None,
+                error="",
+                exit_code=None,
+                ports=(),
+                daemon=None,
+                address=None,
+                out_of_memory=False,
+            )
             if client is not None:
                 # It misses nothing, even if its first words are read late.
                 self.streams.add_client(client, wants_output=True)
             self._bring_up()
         except (ContainerError, OSError) as error:
-            failure = (
-                error if isinstance(error, ContainerError) else ContainerError(f"{error.strerror}: {error.filename}")
-            )
+            failure = error if isinstance(error, ContainerError) else ContainerError(_told(error))
             self.streams.close()
             left = self._take_down()
-            self.container.write_status(
-                dataclasses.replace(before, monitor=None, exit_code=failure.status, error=left or str(failure))
-            )
+            failed = dataclasses.replace(before, monitor=None, exit_code=failure.status, error=left or str(failure))
+            # On a full disk it stays as it is, and whoever looks next sets it right.
+            with contextlib.suppress(OSError):
+                self.container.write_status(failed)
             raise failure from error
 
     def _bring_up(self) -> None:
@@ -321,3 +320,7 @@ class _Monitor:
 
 def _null() -> int:
     return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _told(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"

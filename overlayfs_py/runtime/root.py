@@ -14,10 +14,10 @@ from overlayfs_py.errors import OverlayError
 from overlayfs_py.mounting import Mount, mount
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.process import Process
-from overlayfs_py.runtime.state import Container
+from overlayfs_py.runtime.state import Container, make_directory
 
 _PATIENCE = 1.0  # seconds for a daemon to end once its mount is gone
-_SKELETON = ("dev/pts", "dev/shm", "dev/mqueue", "proc", "sys", "etc")
+_SKELETON = ("", "dev", "dev/pts", "dev/shm", "dev/mqueue", "proc", "sys", "etc")
 _SKELETON_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
 
 
@@ -28,9 +28,9 @@ def skeleton(root: Path) -> Path:
     """
     layer = root / "skeleton"
     for name in _SKELETON:
-        (layer / name).mkdir(0o755, parents=True, exist_ok=True)
+        make_directory(layer / name, 0o755)
     for name in _SKELETON_FILES:
-        (layer / name).touch(0o644)
+        (layer / name).touch()
     return layer
 
 

@@ -158,6 +158,15 @@ def write_json(path: Path, data: object, *, durable: bool = True) -> None:
         sync_directory(path.parent)
 
 
+def make_directory(path: Path, mode: int) -> None:
+    """Make a directory of this mode, whatever the umask, if it is not there."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return
+    path.chmod(mode)
+
+
 def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -190,7 +199,8 @@ class Containers:
     def __init__(self, root: Path) -> None:
         self.root = root
         for name in ("containers", "containers.tmp", "volumes"):
-            (root / name).mkdir(mode=0o711, parents=True, exist_ok=True)
+            # Containers hold set-user-ID programs that no other user is to run from outside.
+            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def all(self) -> list[Container]:
         """Every container, the newest first."""

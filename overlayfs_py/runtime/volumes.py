@@ -12,7 +12,7 @@ from pathlib import Path
 from overlayfs_py.runtime import names
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Volume
-from overlayfs_py.runtime.state import Containers, lock, remove_tree
+from overlayfs_py.runtime.state import Containers, lock, make_directory, remove_tree
 from overlayfs_py.sys.paths import fd_path, open_in_root
 
 
@@ -52,10 +52,10 @@ def ensure(containers: Containers, name: str, *, anonymous: bool = False) -> Nam
     """The volume of this name, made where there is none; call it while `naming`."""
     home = containers.root / "volumes" / names.check(name, "volume")
     if not home.exists():
-        home.mkdir(0o711)
+        make_directory(home, 0o711)
         if anonymous:
             (home / "anonymous").touch()
-    (home / "_data").mkdir(0o755, exist_ok=True)
+    make_directory(home / "_data", 0o755)
     return _read(home)
 
 

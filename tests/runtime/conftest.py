@@ -32,6 +32,8 @@ class Ovl:
 
     root: Path
     base: Path
+    layout: Path
+    """The image, in no store."""
     command: tuple[str | Path, ...] = (sys.executable, *MODULE)
     repository: Path = REPOSITORY
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -106,7 +108,7 @@ def ovl(layers: Layers, layout: Path) -> Iterator[Ovl]:
     """As root, with the image in the store."""
     root = layers.add("store")
     load_one(Store.open(root), layout)
-    yield from _used(Ovl(root, layers.add("beside")))
+    yield from _used(Ovl(root, layers.add("beside"), layout))
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def rootless(layers: Layers, layout: Path, checkout: Checkout) -> Iterator[Ovl]:
         for mine, theirs in covered:
             mount(os.fsencode(mine), os.fsencode(theirs), None, MS_BIND)
             stack.callback(umount, os.fsencode(theirs), MNT_DETACH)
-        made = Ovl(layers.base / "store", base, (*user, checkout.python, *MODULE), checkout.path)
+        made = Ovl(layers.base / "store", base, layout, (*user, checkout.python, *MODULE), checkout.path)
         made.run("load", "-i", layout)
         yield from _used(made)
 

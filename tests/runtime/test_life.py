@@ -5,8 +5,11 @@ import os
 import signal
 from pathlib import Path
 
-from tests.runtime.conftest import Ovl, within
+import pytest
+
+from tests.runtime.conftest import Ovl, left_of, within
 from tests.runtime.image import entries
+from tests.support.syscalls import mount, umount
 
 RUN = ("run", "--network", "none")
 
@@ -176,3 +179,36 @@ def test_bad_input_is_one_line_and_leaves_nothing(ovl: Ovl) -> None:
 
 def test_a_missing_image_is_one_line(ovl: Ovl) -> None:
     assert ovl.error(*RUN, "nosuch", status=125) == "there is no image nosuch"
+
+
+def test_the_umask_of_the_user_is_not_that_of_containers(ovl: Ovl) -> None:
+    before = os.umask(0o077)
+    try:
+        script = "cat /file; stat -c %a / /kept /etc"
+        assert ovl.out(*RUN, "--rm", "-v", "kept:/kept", "busy", "sh", "-c", script) == "of the image\n755\n755\n755\n"
+    finally:
+        os.umask(before)
+    for name in ("containers", "volumes"):
+        assert (ovl.root / name).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_is_an_error_and_nothing_else(ovl: Ovl) -> None:
+    small = ovl.base / "small"
+    small.mkdir()
+    mount(b"tmpfs", bytes(small), b"tmpfs", 0, b"size=7m")
+    try:
+        tight = Ovl(small / "store", ovl.base, ovl.layout)
+        tight.run("load", "-i", ovl.layout)
+        words = ("--name", "filler", "-u", "root", "busy", "dd", "if=/dev/zero", "of=/big", "bs=1M")
+        assert b"No space left on device" in tight.run(*RUN, *words, status=1).stderr
+        with (small / "rest").open("wb", buffering=0) as rest, pytest.raises(OSError, match="No space left"):
+            while True:
+                rest.write(bytes(4096))
+        assert "No space left on device" in tight.error(*RUN, "--name", "none", "busy", status=125)
+        (small / "rest").unlink()
+        assert [row["Name"] for row in tight.rows()] == ["filler"]
+        tight.run("rm", "filler")
+        assert tight.out(*RUN, "--rm", "busy") == "default hello /data 33\n"
+        assert left_of(tight.root) == []
+    finally:
+        umount(bytes(small))
