@@ -82,7 +82,12 @@ def _split(word: str) -> tuple[str | None, str]:
 @format_option
 @click.argument("name", metavar="CONTAINER")
 def diff(form: str, name: str) -> None:
-    """List what a container has added (A), changed (C) and deleted (D) of its image."""
+    """List what a container has added (A), changed (C) and deleted (D) of its image.
+
+    \b
+    Example:
+      ovl diff web
+    """
     # It loads the overlay's core, which no other command here needs.
     from overlayfs_py.images.changes import changes
 
@@ -113,6 +118,10 @@ def commit(
 
     The configuration is that of the image, but for what -c changes: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL,
     USER, VOLUME and WORKDIR, written as in a Dockerfile.
+
+    \b
+    Example:
+      ovl commit -c 'CMD ["nginx", "-g", "daemon off;"]' web my-nginx
     """
     known, images = containers(), store()
     container = known.find(name)
@@ -193,7 +202,12 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 @click.argument("name", metavar="IMAGE|CONTAINER")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def mount(name: str, directory: Path) -> None:
-    """Mount the tree of an image (read-only), or of a container with its own layer, on a directory."""
+    """Mount the tree of an image (read-only), or of a container with its own layer, on a directory.
+
+    \b
+    Example:
+      ovl mount debian:12 /mnt
+    """
     known = containers()
     container = known.seek(name)
     if container is None:
@@ -208,7 +222,12 @@ def mount(name: str, directory: Path) -> None:
 @click.command(cls=ContainerCommand)
 @click.argument("directory", type=click.Path(path_type=Path))
 def umount(directory: Path) -> None:
-    """Undo a mount."""
+    """Undo a mount.
+
+    \b
+    Example:
+      ovl umount /mnt
+    """
     mounting.unmount(directory)
 
 

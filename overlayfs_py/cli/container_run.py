@@ -200,7 +200,12 @@ def _follow(known: Containers, container: Container, connection: socket.socket, 
 @click.option("-i", "--interactive", is_flag=True, help="As -a, and feed it our standard input.")
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def start(attached: bool, interactive: bool, names: tuple[str, ...]) -> None:
-    """Start containers that do not run, with the layer they had."""
+    """Start containers that do not run, with the layer they had.
+
+    \b
+    Example:
+      ovl start -a work
+    """
     if not (attached or interactive):
         for_each(names, _start_one)
         return
@@ -228,7 +233,12 @@ def _start_one(known: Containers, container: Container) -> None:
 @click.option("--no-stdin", is_flag=True, help="Leave our standard input alone.")
 @click.argument("name", metavar="CONTAINER")
 def attach(no_stdin: bool, name: str) -> None:
-    """Join our standard streams with those of a running container; Ctrl-P Ctrl-Q leaves one with a terminal."""
+    """Join our standard streams with those of a running container; Ctrl-P Ctrl-Q leaves one with a terminal.
+
+    \b
+    Example:
+      ovl attach shell
+    """
     known = containers()
     container = known.find(name)
     lifecycle.running(known, container)

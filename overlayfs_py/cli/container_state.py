@@ -77,7 +77,12 @@ def _short(text: str) -> str:
 @click.option("--no-trunc", is_flag=True, help="Print ids and commands in full.")
 @format_option
 def ps(everything: bool, quiet: bool, no_trunc: bool, form: str) -> None:
-    """List the running containers."""
+    """List the running containers.
+
+    \b
+    Example:
+      ovl ps -a
+    """
     rows = [
         _row(container, status)
         for container, status in lifecycle.settle_all(containers())
@@ -133,7 +138,12 @@ def _inspect(known: Containers, name: str) -> dict[str, Any]:
 @click.option("--since", "after", metavar="TIME", help="Leave out what is older than a time, or an age such as 10m.")
 @click.argument("name", metavar="CONTAINER")
 def logs_(follow: bool, timestamps: bool, tail: int | None, after: str | None, name: str) -> None:
-    """Print what a container has written to its standard output and error."""
+    """Print what a container has written to its standard output and error.
+
+    \b
+    Example:
+      ovl logs -f --since 10m web
+    """
     known = containers()
     container = known.find(name)
     earliest = isoformat(parse_moment(after)) if after else ""
@@ -169,7 +179,12 @@ def _write_all(fd: int, data: bytes) -> None:
 @_grace_option
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def stop(seconds: float, names: tuple[str, ...]) -> None:
-    """Ask containers to end by their stop signal, and kill those that don't."""
+    """Ask containers to end by their stop signal, and kill those that don't.
+
+    \b
+    Example:
+      ovl stop -t 30 web
+    """
     for_each(names, lambda known, container: lifecycle.stop(known, container, seconds))
 
 
@@ -177,7 +192,12 @@ def stop(seconds: float, names: tuple[str, ...]) -> None:
 @click.option("-s", "--signal", "name", default="KILL", show_default=True, metavar="SIGNAL", help="A name or a number.")
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def kill(name: str, names: tuple[str, ...]) -> None:
-    """Send a signal to the first process of containers."""
+    """Send a signal to the first process of containers.
+
+    \b
+    Example:
+      ovl kill -s HUP web
+    """
     number = parse_signal(name)
     for_each(names, lambda known, container: lifecycle.kill(known, container, number))
 
@@ -186,7 +206,12 @@ def kill(name: str, names: tuple[str, ...]) -> None:
 @_grace_option
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def restart(seconds: float, names: tuple[str, ...]) -> None:
-    """Stop containers if they run, and start them again with the layer they have."""
+    """Stop containers if they run, and start them again with the layer they have.
+
+    \b
+    Example:
+      ovl restart web
+    """
 
     def one(known: Containers, container: Container) -> None:
         if container.spec.remove:
@@ -200,7 +225,12 @@ def restart(seconds: float, names: tuple[str, ...]) -> None:
 @click.command(cls=ContainerCommand)
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def wait(names: tuple[str, ...]) -> None:
-    """Wait until containers end, and print the exit code of each."""
+    """Wait until containers end, and print the exit code of each.
+
+    \b
+    Example:
+      ovl wait job
+    """
     known = containers()
     for container in [known.find(name) for name in names]:
         click.echo(lifecycle.wait(known, container))
@@ -211,7 +241,12 @@ def wait(names: tuple[str, ...]) -> None:
 @click.option("-v", "--volumes", "with_volumes", is_flag=True, help="Remove their volumes that have no name, too.")
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 def rm(force: bool, with_volumes: bool, names: tuple[str, ...]) -> None:
-    """Remove containers, each with its own layer; images and named volumes stay."""
+    """Remove containers, each with its own layer; images and named volumes stay.
+
+    \b
+    Example:
+      ovl rm -f web
+    """
     known = containers()
     if force:
         present = []
@@ -230,7 +265,12 @@ def rm(force: bool, with_volumes: bool, names: tuple[str, ...]) -> None:
 @click.argument("name", metavar="CONTAINER")
 @click.argument("new")
 def rename(name: str, new: str) -> None:
-    """Give a container another name."""
+    """Give a container another name.
+
+    \b
+    Example:
+      ovl rename web old-web
+    """
     known = containers()
     lifecycle.rename(known, known.find(name), new)
 
@@ -238,7 +278,12 @@ def rename(name: str, new: str) -> None:
 @click.command(cls=ContainerCommand)
 @click.argument("name", metavar="CONTAINER")
 def port(name: str) -> None:
-    """List the ports of a container that are published."""
+    """List the ports of a container that are published.
+
+    \b
+    Example:
+      ovl port web
+    """
     known = containers()
     for published in lifecycle.running(known, known.find(name)).ports:
         inside = f"{published.container}/{published.protocol}"

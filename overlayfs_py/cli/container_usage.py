@@ -33,7 +33,12 @@ _UNLIMITED = 1 << 60  # bytes; version 1 of cgroups has such a number for no lim
 @click.argument("name", metavar="CONTAINER")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[PS OPTIONS]")
 def top(name: str, options: tuple[str, ...]) -> None:
-    """List the processes of a container, as ps with these options does."""
+    """List the processes of a container, as ps with these options does.
+
+    \b
+    Example:
+      ovl top web -eo pid,args
+    """
     known = containers()
     first = lifecycle.running(known, known.find(name)).process
     assert first is not None
@@ -92,7 +97,12 @@ def _size(size: int | None) -> str:
 @format_option
 @click.argument("words", nargs=-1, metavar="[CONTAINER...]")
 def stats(no_stream: bool, form: str, words: tuple[str, ...]) -> None:
-    """Show what running containers use, anew each second until interrupted."""
+    """Show what running containers use, anew each second until interrupted.
+
+    \b
+    Example:
+      ovl stats --no-stream
+    """
     known = containers()
     chosen = [known.find(word).id for word in words]
     try:
@@ -110,14 +120,24 @@ def stats(no_stream: bool, form: str, words: tuple[str, ...]) -> None:
 
 @click.group()
 def volume() -> None:
-    """Data that outlives containers."""
+    """Data that outlives containers.
+
+    \b
+    Example:
+      ovl volume ls
+    """
 
 
 @volume.command("ls", cls=ContainerCommand)
 @click.option("-q", "--quiet", is_flag=True, help="Print names only.")
 @format_option
 def volume_ls(quiet: bool, form: str) -> None:
-    """List the volumes."""
+    """List the volumes.
+
+    \b
+    Example:
+      ovl volume ls -q
+    """
     found = volumes.all_volumes(containers())
     if quiet:
         for one in found:
@@ -135,7 +155,12 @@ def _describe(one: volumes.NamedVolume) -> Row:
 @volume.command("create", cls=ContainerCommand)
 @click.argument("name", required=False)
 def volume_create(name: str | None) -> None:
-    """Make a volume; prints its name."""
+    """Make a volume; prints its name.
+
+    \b
+    Example:
+      ovl volume create data
+    """
     known = containers()
     with known.naming():
         click.echo(volumes.ensure(known, name or names.new_id(), anonymous=name is None).name)
@@ -144,7 +169,12 @@ def volume_create(name: str | None) -> None:
 @volume.command("inspect", cls=ContainerCommand)
 @click.argument("words", nargs=-1, required=True, metavar="VOLUME...")
 def volume_inspect(words: tuple[str, ...]) -> None:
-    """Print all there is to know of volumes."""
+    """Print all there is to know of volumes.
+
+    \b
+    Example:
+      ovl volume inspect data
+    """
     known = containers()
     print_json([{**_describe(one := volumes.find(known, word)), "Size": usage.disk(one.path)} for word in words])
 
@@ -152,7 +182,12 @@ def volume_inspect(words: tuple[str, ...]) -> None:
 @volume.command("rm", cls=ContainerCommand)
 @click.argument("words", nargs=-1, required=True, metavar="VOLUME...")
 def volume_rm(words: tuple[str, ...]) -> None:
-    """Remove volumes that no container has, with their data."""
+    """Remove volumes that no container has, with their data.
+
+    \b
+    Example:
+      ovl volume rm data
+    """
     known = containers()
     failed = False
     for word in words:
@@ -171,7 +206,12 @@ def volume_rm(words: tuple[str, ...]) -> None:
 @click.option("-a", "--all", "everything", is_flag=True, help="Those that have a name, too.")
 @click.option("-f", "--force", is_flag=True, help="Don't ask.")
 def volume_prune(everything: bool, force: bool) -> None:
-    """Remove the volumes that no container has and that were given no name."""
+    """Remove the volumes that no container has and that were given no name.
+
+    \b
+    Example:
+      ovl volume prune -f
+    """
     if not force:
         click.confirm("Remove unused volumes with their data?", abort=True)
     for name in _prune_volumes(containers(), everything=everything):
@@ -189,13 +229,23 @@ def _prune_volumes(known: Containers, *, everything: bool) -> list[str]:
 
 @click.group()
 def system() -> None:
-    """All that is in the store."""
+    """All that is in the store.
+
+    \b
+    Example:
+      ovl system df
+    """
 
 
 @system.command("df", cls=ContainerCommand)
 @format_option
 def system_df(form: str) -> None:
-    """Show what images, containers and volumes take on disk."""
+    """Show what images, containers and volumes take on disk.
+
+    \b
+    Example:
+      ovl system df --format json
+    """
     known, images = containers(), store()
     found = lifecycle.settle_all(known)
     made = images.images()
@@ -235,7 +285,12 @@ def _share(kind: str, total: int, active: int, sizes: dict[Any, int], kept: Any)
 @click.option("--volumes", "with_volumes", is_flag=True, help="Volumes that no container has, too.")
 @click.option("-f", "--force", is_flag=True, help="Don't ask.")
 def system_prune(everything: bool, with_volumes: bool, force: bool) -> None:
-    """Remove the containers that don't run and the images without a name, as far as nothing needs them."""
+    """Remove the containers that don't run and the images without a name, as far as nothing needs them.
+
+    \b
+    Example:
+      ovl system prune -a --volumes
+    """
     if not force:
         click.confirm("Remove all containers that don't run, and unused images?", abort=True)
     known, images = containers(), store()

@@ -25,6 +25,12 @@ Examples:
   ovl pull debian:12                     get an image from a registry
   ovl load -i image.tar                  or from an archive (docker-archive, OCI layout)
   ovl images                             what there is
+  ovl run -it --rm debian:12 bash        work in a container of it
+  ovl run -d --name web -p 8080:80 nginx leave one in the background, and publish its port
+  ovl ps, ovl logs web, ovl exec web sh  look after it
+  ovl diff web                           what it has changed
+  ovl commit web my-nginx                make an image of that
+  ovl rm -f web                          remove it, with its layer
   ovl layers debian:12                   what each layer adds, changes and deletes
   ovl save -o image.tar debian:12        write it for docker, podman and others
   ovl rmi debian:12                      remove it
