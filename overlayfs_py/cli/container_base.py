@@ -34,6 +34,13 @@ class ContainerCommand(click.Command):
 
     runs = False
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            message = f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help"
+            raise Failed(message, 125 if self.runs else 2) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

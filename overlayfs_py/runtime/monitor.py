@@ -159,6 +159,7 @@ class _Monitor:
 
     def _bring_up(self) -> None:
         container, spec = self.container, self.container.spec
+        os.environ.setdefault("OVERLAYFS_PY_LOG", str(container.directory / "mount.log"))
         mounted = root.mount_root(container)
         self._undo.callback(self._unmount)
         self._write(daemon=Process.of(mounted.pid))

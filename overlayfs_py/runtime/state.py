@@ -5,7 +5,7 @@ status.json   what became of it; written by its monitor, or under the lock once 
 upper, work   its layer
 root          where it is mounted
 bundle        what the OCI runtime reads
-log           what it printed, JSON lines
+log           what it printed, JSON lines; mount.log and runtime.log are the mount's and the OCI runtime's own
 lock          held by who starts or changes it
 alive         held by its monitor and by the OCI runtime at work
 """
