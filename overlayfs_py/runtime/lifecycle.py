@@ -268,18 +268,25 @@ def _settles(containers: Containers, container: Container) -> bool:
 
 
 def wait(containers: Containers, container: Container) -> int:
-    """Wait until the container's process ends; returns its exit code, at once if it does not run."""
+    """Wait until the container's process ends; returns its exit code, at once if it does not run.
+
+    Raises ContainerError for one that removed itself before its exit code could be learnt.
+    """
     connection = client.connect(container)
     if connection is not None:
         with connection:
             code = client.await_end(connection)
         if code is not None:
             return code
-    while container.directory.exists() and (status := settle(containers, container)).is_up:
+        settle_lost(containers, container)
+    while (status := settle(containers, container)).is_up:
         if status.monitor is not None:
             status.monitor.wait(1)
-    code = container.status().exit_code
-    return KILLED if code is None and not container.directory.exists() else code or 0
+    if container.directory.exists():
+        return status.exit_code or 0
+    if connection is not None:
+        return KILLED
+    raise ContainerError(f"no such container: {container.name}", 1)
 
 
 def rename(containers: Containers, container: Container, name: str) -> None:

@@ -255,6 +255,8 @@ class _Monitor:
         if self.container.spec.remove:
             self._remove()
         else:
+            # Whoever comes now looks at what is written next.
+            self.streams.stop_listening()
             self._write(
                 phase="exited",
                 monitor=None,

@@ -41,6 +41,7 @@ class Streams:
 
     __slots__ = (
         "_clients",
+        "_home",
         "_listener",
         "_log",
         "_outputs",
@@ -58,6 +59,7 @@ class Streams:
         self._selector = selectors.EpollSelector()
         self._log = logs.Writer(log)
         self._clients: list[_Client] = []
+        self._home: Path | None = None
         self._listener: socket.socket | None = None
         self._outputs: dict[int, tuple[str, bytes]] = {}
         self._paused = False
@@ -84,6 +86,7 @@ class Streams:
             (directory / "attach").unlink(missing_ok=True)
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             self._listener.bind(f"/proc/self/fd/{fd}/attach")
+            self._home = directory
         finally:
             os.close(fd)
         self._listener.listen(16)
@@ -141,24 +144,38 @@ class Streams:
         for client in list(self._clients):
             self._drop(client)
 
+    def stop_listening(self) -> None:
+        """Take the clients that have come, and no more.
+
+        The socket's name must be out of reach of others by then, or is removed here.
+        """
+        if self._listener is None:
+            return
+        if self._home is not None:
+            (self._home / "attach").unlink(missing_ok=True)
+        while self._accept(-1):
+            pass
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._listener = None
+
     def close(self) -> None:
         """Let go of all but the clients."""
-        if self._listener is not None:
-            self._selector.unregister(self._listener)
-            self._listener.close()
-            self._listener = None
+        self.stop_listening()
         for fd in list(self._outputs):
             self._close_output(fd)
         self._close_stdin()
         self._log.close()
 
-    def _accept(self, _fd: int) -> None:
+    def _accept(self, _fd: int) -> bool:
+        """Take one client; False when there is none now."""
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return
+            return False
         self.add_client(connection)
+        return True
 
     def _take_output(self, fd: int) -> bool:
         """Pass on one piece; False when there is none now."""

@@ -93,7 +93,7 @@ def test_stop_sends_the_signal_of_the_image_and_kills_who_does_not_listen(ovl: O
 
 
 def test_wait_gives_the_exit_code_also_of_one_that_removes_itself(ovl: Ovl) -> None:
-    ovl.run(*RUN, "-d", "--rm", "--name", "brief", "busy", "sh", "-c", "sleep 0.7; exit 4")
+    ovl.run(*RUN, "-d", "--rm", "--name", "brief", "busy", "sh", "-c", "sleep 2; exit 4")
     assert ovl.out("wait", "brief") == "4\n"
     assert within(5, lambda: ovl.rows() == [])
 
