@@ -326,8 +326,3 @@ def _discard(containers: Containers, container: Container, *, with_volumes: bool
             # Another container has taken it by name, or somebody has removed it.
             with contextlib.suppress(ContainerError):
                 volumes.remove(containers, volume.name)
-
-
-def paths_of(container: Container) -> list[str]:
-    """The lower layers of a container, the topmost first, without what no image holds."""
-    return [path for path in container.lowers if os.path.basename(path) != "skeleton"]
