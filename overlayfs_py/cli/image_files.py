@@ -12,6 +12,7 @@ import click
 
 from overlayfs_py.cli.image_base import ImageCommand, names_meant, open_store, warn
 from overlayfs_py.cli.output import Failure, progress
+from overlayfs_py.images import Image
 
 
 @contextlib.contextmanager
@@ -44,10 +45,20 @@ def load(source: str | None, name: str | None, platform: str | None, quiet: bool
     from overlayfs_py.images.load import load as load_images
 
     store = open_store()
+    done: list[Image] = []
+    notes: list[str] = []
     with binary_input(source) as archive, progress() as shown:
-        for image, warnings in load_images(store, archive, name=name, platform=platform, told=shown.told):
-            warn(warnings)
-            click.echo(image.id if quiet else f"Loaded {image.names[0] if image.names else image.id}")
+        loaded = load_images(store, archive, name=name, platform=platform, told=shown.told)
+        try:
+            for image, warnings in loaded:
+                done.append(image)
+                notes += warnings
+        finally:
+            # Those before a bad one are there.
+            shown.stop()
+            warn(notes)
+            for image in done:
+                click.echo(image.id if quiet else f"Loaded {image.names[0] if image.names else image.id}")
 
 
 @click.command(cls=ImageCommand)
@@ -161,13 +172,22 @@ def pull(
 
     store = open_store()
     access = Access(authfile, plain_http, tls_verify)
+    done: list[tuple[str, str]] = []
+    notes: list[str] = []
     with progress() as shown:
-        for name in names:
-            image, warnings = pull_image(
-                store, name, access=access, platform=platform, told=shown.told, moved=shown.moved
-            )
-            warn(warnings)
-            click.echo(image.id if quiet else f"Pulled {name}\n{image.id}")
+        try:
+            for name in names:
+                image, warnings = pull_image(
+                    store, name, access=access, platform=platform, told=shown.told, moved=shown.moved
+                )
+                done.append((name, image.id))
+                notes += warnings
+        finally:
+            # Those before a bad one are there.
+            shown.stop()
+            warn(notes)
+            for name, identifier in done:
+                click.echo(identifier if quiet else f"Pulled {name}\n{identifier}")
 
 
 @click.command(cls=ImageCommand)
@@ -188,5 +208,5 @@ def push(image: str, name: str | None, authfile: Path | None, plain_http: bool, 
     store = open_store()
     with progress() as shown:
         access = Access(authfile, plain_http, tls_verify)
-        digest = push_image(store, store.image(image), name or image, access=access, moved=shown.moved)
+        digest = push_image(store, store.image(image), name or image, access=access, told=shown.told, moved=shown.moved)
     click.echo(f"Pushed {name or image}\n{digest}")

@@ -95,23 +95,26 @@ class Progress:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
 
+    def stop(self) -> None:
+        """Leave what is shown as it is, so that other lines can follow."""
+        if self._bars is not None:
+            self._bars.stop()
+
     def told(self, what: str, diff_id: str) -> None:
         """A layer is in another state."""
-        if self._bars is not None:
-            done = 1 if what == "unpacked" else 0
-            self._bars.update(self._task(diff_id, "layer"), description=_label(diff_id, what), completed=done, total=1)
+        self._show(f"layer {diff_id}", _label(diff_id, what), int(what == "unpacked"), 1, "")
 
     def moved(self, digest: str, done: int, size: int) -> None:
         """So many bytes of a blob are over."""
-        if self._bars is not None:
-            text = _label(digest, "done" if done >= size else "moving")
-            self._bars.update(self._task(digest, "blob"), description=text, completed=done, total=size)
+        text = _label(digest, "done" if done >= size else "moving")
+        self._show(f"blob {digest}", text, done, size, f"{human_size(done)} of {human_size(size)}")
 
-    def _task(self, digest: str, kind: str) -> Any:
-        key = f"{kind} {digest}"
+    def _show(self, key: str, text: str, done: int, size: int, detail: str) -> None:
+        if self._bars is None:
+            return
         if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task("", total=1)
-        return self._tasks[key]
+            self._tasks[key] = self._bars.add_task("", detail="")
+        self._bars.update(self._tasks[key], description=text, completed=done, total=size, detail=detail)
 
 
 def _label(digest: str, what: str) -> str:
@@ -130,8 +133,7 @@ def progress() -> Iterator[Progress]:
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
-        rich_progress.DownloadColumn(),
-        rich_progress.TransferSpeedColumn(),
+        rich_progress.TextColumn("{task.fields[detail]}"),
     )
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
         yield Progress(bars)

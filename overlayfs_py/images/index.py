@@ -67,8 +67,8 @@ def image_of(layout: Layout, record: Record) -> Image:
     return Image(manifest.config.digest, names, config, layers, size)
 
 
-def add_record(layout: Layout, manifest: Manifest, names: Sequence[str]) -> None:
-    """Put an image into the index, under names that are taken from those that have them.
+def add_record(layout: Layout, manifest: Manifest, names: Sequence[str]) -> Record:
+    """Put an image into the index, and return it, under names that are taken from those that have them.
 
     It replaces another manifest of the same configuration, whose names it keeps. The store is locked exclusively.
     """
@@ -82,6 +82,7 @@ def add_record(layout: Layout, manifest: Manifest, names: Sequence[str]) -> None
         else:
             kept.append(record)
     write_records(layout, [*kept, new])
+    return new
 
 
 def in_use(layout: Layout) -> tuple[set[str], set[str]]:

@@ -144,7 +144,11 @@ def _flocked(path: Path, operation: int) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, operation)
-        yield
+        try:
+            yield
+        finally:
+            # Said aloud, as a process forked meanwhile has a copy of the descriptor, with which the lock would live on.
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
 

@@ -57,7 +57,7 @@ def pack(upper: Path, lowers: Sequence[Path], output: Output, *, userxattr: bool
                 packer.add(visit)
             packer.add_far_links()
     except OSError as error:
-        raise ImageError(f"cannot read {shown(path) or 'the layer'} of {upper}: {error.strerror}") from error
+        raise ImageError(f"cannot make a layer of {upper}, at {shown(path) or 'its root'}: {error.strerror}") from error
 
 
 class _Packer:

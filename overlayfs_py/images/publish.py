@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overlayfs_py.images.archive import shown
-from overlayfs_py.images.index import add_record
+from overlayfs_py.images.index import Record, add_record, image_of
 from overlayfs_py.images.layout import Layout
 from overlayfs_py.images.manifest import Manifest, parse_config
-from overlayfs_py.images.model import ImageError, chain_ids, digest_of
+from overlayfs_py.images.model import Image, ImageError, chain_ids, digest_of
 from overlayfs_py.images.settle import settle
 from overlayfs_py.images.unpack import Extracted, extract
 from overlayfs_py.sys import files
@@ -50,10 +50,12 @@ def check(incoming: Incoming) -> list[str]:
     return diff_ids
 
 
-def publish(layout: Layout, session: Path, incoming: Incoming, names: Sequence[str], told: Told) -> list[str]:
+def publish(
+    layout: Layout, session: Path, incoming: Incoming, names: Sequence[str], told: Told
+) -> tuple[Image, list[str]]:
     """Make the image the store's, under `names` (whole references, which are taken from other images).
 
-    Returns warnings, one line each. Raises ImageError, with the store as it was.
+    Returns it, and warnings of one line each. Raises ImageError, with the store as it was.
     """
     diff_ids = check(incoming)
     chain = list(chain_ids(diff_ids))
@@ -69,8 +71,8 @@ def publish(layout: Layout, session: Path, incoming: Incoming, names: Sequence[s
             ready = all(layout.layer(chain_id).is_dir() or chain_id in incoming.unpacked for chain_id in chain)
             if ready:
                 _check_blobs(layout, incoming)
-                _put_in_place(layout, incoming, names)
-                return warnings
+                # What is told of it is read before anyone can remove it again.
+                return image_of(layout, _put_in_place(layout, incoming, names)), warnings
 
 
 def _unpack(
@@ -137,7 +139,7 @@ def _check_blobs(layout: Layout, incoming: Incoming) -> None:
             raise ImageError(f"the blob of a layer has gone meanwhile: {layer.digest}; try again")
 
 
-def _put_in_place(layout: Layout, incoming: Incoming, names: Sequence[str]) -> None:
+def _put_in_place(layout: Layout, incoming: Incoming, names: Sequence[str]) -> Record:
     """Move blobs and layers into the store, then write the index. The store is locked exclusively."""
     for digest, path in incoming.blobs.items():
         if not layout.blob(digest).exists():
@@ -152,4 +154,4 @@ def _put_in_place(layout: Layout, incoming: Incoming, names: Sequence[str]) -> N
     for chain_id, path in incoming.unpacked.items():
         if not layout.layer(chain_id).is_dir():
             os.rename(path, layout.layer(chain_id))
-    add_record(layout, incoming.manifest, names)
+    return add_record(layout, incoming.manifest, names)

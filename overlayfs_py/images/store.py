@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from overlayfs_py.images import reference
 from overlayfs_py.images.index import Record, image_of, in_use, manifest_of, read_records, write_records
@@ -17,6 +17,8 @@ from overlayfs_py.images.model import Image, ImageError
 
 if TYPE_CHECKING:
     from overlayfs_py.images.publish import Incoming, Told
+
+Found = TypeVar("Found")
 
 _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
@@ -70,11 +72,23 @@ class Store:
 
     def images(self) -> list[Image]:
         """All images, the latest first."""
-        return [image_of(self.layout, record) for record in reversed(read_records(self.layout))]
+        return self._consistent(
+            lambda: [image_of(self.layout, record) for record in reversed(read_records(self.layout))]
+        )
 
     def image(self, reference: str) -> Image:
         """The image of this name, ID or unique beginning of an ID; ImageError where there is none or several."""
-        return image_of(self.layout, self._record(reference))
+        return self._consistent(lambda: image_of(self.layout, self._record(reference)))
+
+    def _consistent(self, look: Callable[[], Found]) -> Found:
+        """What is found, without a lock: again, should an image have gone in the middle of looking."""
+        while True:
+            before = self.layout.read_index()
+            try:
+                return look()
+            except ImageError:
+                if self.layout.read_index() == before:
+                    raise
 
     def manifest(self, image: Image) -> Manifest:
         """The manifest of an image, as it came."""
@@ -198,8 +212,7 @@ class Store:
         from overlayfs_py.images.publish import publish
 
         whole = [reference.parse(name).full for name in names]
-        warnings = publish(self.layout, session, incoming, whole, told)
-        return self.image(incoming.id), warnings
+        return publish(self.layout, session, incoming, whole, told)
 
     def commit(
         self,

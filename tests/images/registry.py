@@ -25,24 +25,34 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def registry(base: Path, users: dict[str, str] | None = None) -> Iterator[int]:
-    """A registry that keeps its blobs in `base`; it wants one of the users' passwords where there are some."""
+def registry(base: Path, users: dict[str, str] | None = None, *, tls: bool = False) -> Iterator[int]:
+    """A registry that keeps its blobs in `base`; it wants one of the users' passwords where there are some.
+
+    With `tls` its certificate, `base`/certificate, is signed by itself.
+    """
     base.mkdir()
     port = free_port()
     lines = ["version: 0.1", "log:", "  level: error", "storage:", "  filesystem:"]
-    lines += [f"    rootdirectory: {base}/blobs", "http:", f"  addr: 127.0.0.1:{port}"]
+    lines += [f"    rootdirectory: {base}/blobs"]
     if users:
         for user, password in users.items():
             made = subprocess.run(["htpasswd", "-Bbn", user, password], capture_output=True, check=True)
             with open(base / "users", "ab") as file:
                 file.write(made.stdout)
         lines += ["auth:", "  htpasswd:", "    realm: test", f"    path: {base}/users"]
+    lines += ["http:", f"  addr: 127.0.0.1:{port}"]
+    if tls:
+        certificate, key = str(base / "certificate"), str(base / "key")
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        command += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        subprocess.run([*command, "-keyout", key, "-out", certificate], capture_output=True, check=True)
+        lines += ["  tls:", f"    certificate: {certificate}", f"    key: {key}"]
     (base / "config.yml").write_text("\n".join(lines))
     # It takes variables named REGISTRY_... for settings, of which REGISTRY_AUTH_FILE is none.
     env = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
-    command = ["docker-registry", "serve", str(base / "config.yml")]
+    serve = ["docker-registry", "serve", str(base / "config.yml")]
     with open(base / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+        process = subprocess.Popen(serve, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
     try:
         deadline = time.monotonic() + _PATIENCE
         while True:

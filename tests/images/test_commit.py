@@ -13,7 +13,7 @@ from overlayfs_py.images import Image, ImageError, Store
 from overlayfs_py.images.changes import Change, changes
 from overlayfs_py.images.save import save
 from tests.images.rig import Item, archive, folder, link, load_one, our_tree, since, symlink, umoci_tree, write_layout
-from tests.support.mounts import kernel_mount
+from tests.support.mounts import kernel_mount, our_mount
 from tests.support.trees import Tree, compare_trees, read_tree
 
 LAYERS = [
@@ -78,13 +78,15 @@ def image(store: Store, base: Path) -> Image:
 
 @contextmanager
 def container(image: Image, base: Path, name: str = "container", options: str = "") -> Iterator[tuple[Path, Path]]:
-    """The root and the upper directory of a container on the kernel's overlayfs."""
+    """The root and the upper directory of a container on the kernel's overlayfs, or with options "ours" on ours."""
     paths = [base / f"{name}-{part}" for part in ("upper", "work", "root")]
     for path in paths:
         path.mkdir()
     upper, work, root = paths
     lowers = [layer.path for layer in reversed(image.layers)]
-    with kernel_mount(root, lowers, upper, work, options):
+    with (
+        our_mount(root, lowers, upper, work) if options == "ours" else kernel_mount(root, lowers, upper, work, options)
+    ):
         yield root, upper
 
 
@@ -102,7 +104,7 @@ def assert_same(ours: Tree, theirs: Tree) -> None:
     assert not differences, "\n".join(map(str, differences))
 
 
-@pytest.mark.parametrize("options", ["", "redirect_dir=on,index=on", "redirect_dir=on,metacopy=on,index=on"])
+@pytest.mark.parametrize("options", ["", "redirect_dir=on,index=on", "redirect_dir=on,metacopy=on,index=on", "ours"])
 def test_a_committed_layer_is_the_changed_tree_for_us_and_for_umoci(
     store: Store, base: Path, image: Image, options: str
 ) -> None:

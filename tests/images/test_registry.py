@@ -27,6 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     monkeypatch.setattr(client, "_PAUSE", 0.01)
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(base / "no-auth.json"))
     monkeypatch.setenv("HOME", str(base))
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
 
 
 @pytest.fixture
@@ -166,3 +167,22 @@ def test_what_is_not_there_is_one_line(store: Store, port: int) -> None:
     with pytest.raises(ImageError, match="Connection refused"):
         pull(store, f"127.0.0.1:{free_port()}/missing:1")
     assert store.images() == []
+
+
+def test_a_certificate_has_to_be_trusted_unless_the_user_says_so(
+    store: Store, base: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with registry(base / "registry", tls=True) as port:
+        name = f"127.0.0.1:{port}/image:1"
+        with pytest.raises(ImageError, match="has a certificate that is not trusted"):
+            push(store, image, name)
+        push(store, image, name, access=Access(tls_verify=False))
+        certificate = base / "registry" / "certificate"
+        with monkeypatch.context() as patched:
+            patched.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+            assert pull(store, name)[0].id == image.id
+        own = base / "certs.d" / f"127.0.0.1:{port}" / "ca.crt"
+        own.parent.mkdir(parents=True)
+        own.write_bytes(certificate.read_bytes())
+        monkeypatch.setattr(client, "_CERTIFICATES", (base / "certs.d",))
+        assert pull(store, name)[0].id == image.id

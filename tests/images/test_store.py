@@ -166,6 +166,32 @@ def test_loading_and_removing_at_once_leaves_whole_images(store: Store, base: Pa
     assert os.listdir(store.layout.tmp) == []
 
 
+def test_images_are_listed_while_they_come_and_go(store: Store, base: Path) -> None:
+    for name in ("one", "two"):
+        write_layout(base / name, [BASE], Labels={"name": name})
+
+    def come_and_go() -> None:
+        for _ in range(8):
+            store.remove(load_one(store, base / "one"), in_use=unused)
+
+    process = get_context("fork").Process(target=come_and_go)
+    process.start()
+    while process.is_alive():
+        assert len(store.images()) < 2
+    assert process.exitcode == 0
+
+
+def test_an_image_stays_while_the_store_is_held(store: Store, base: Path) -> None:
+    image = add(store, base, "one")
+    process = get_context("fork").Process(target=store.remove, args=(image,), kwargs={"in_use": unused})
+    with store.locked(exclusive=False):
+        process.start()
+        process.join(0.3)
+        assert process.is_alive() and store.image("one") == image
+    process.join(30)
+    assert process.exitcode == 0 and store.images() == []
+
+
 def test_a_load_that_is_killed_leaves_a_store_that_works(store: Store, base: Path) -> None:
     kept = add(store, base, "kept")
     noise = random.Random(1)
@@ -196,6 +222,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(base: Path) -> None:
         write_layout(base / "big", [archive([Item("big", bytes(8 << 20))])])
         with pytest.raises(ImageError, match="No space left"):
             list(load(store, base / "big"))
+        upper = base / "upper"
+        upper.mkdir()
+        (upper / "noise").write_bytes(random.Random(1).randbytes(8 << 20))
+        with pytest.raises(ImageError, match="No space left"):
+            store.commit(upper, image)
         assert store.images() == [image]
         assert os.listdir(store.layout.tmp) == []
     finally:

@@ -34,6 +34,9 @@ _TIMEOUT: Final = (15.0, 60.0)  # seconds to connect, and to wait for data
 _ATTEMPTS: Final = 5
 _PAUSE: Final = 0.5  # seconds before the second attempt, doubled with each
 _LARGEST_DOCUMENT: Final = 16 << 20
+_CERTIFICATES: Final = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+_SYSTEM_CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
+_UNTRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
 _DOCKER_HOST: Final = "registry-1.docker.io"
 _ACCEPTED: Final = ", ".join((*MANIFESTS, *INDEXES))
 
@@ -75,7 +78,10 @@ class Registry:
         )
         for prefix in ("https://", "http://"):
             self.session.mount(prefix, HTTPAdapter(max_retries=retry))
-        self.verify = tls_verify
+        self.verify = _trusted(self.host) if tls_verify else False
+        if not tls_verify:
+            # The user has asked for it: there is no need to warn at each request.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self.scheme = "http" if plain_http else "https"
         if not plain_http and _is_loopback(self.host):
             self._find_scheme()
@@ -83,10 +89,11 @@ class Registry:
     def _find_scheme(self) -> None:
         """On this machine a registry may well speak plain HTTP; it does if it speaks no TLS (as with Docker)."""
         try:
-            requests.head(f"https://{self.host}/v2/", timeout=_TIMEOUT, verify=self.verify)
-        except requests.RequestException:
-            # If it can't be reached at all, the next request says so.
-            self.scheme = "http"
+            self.session.head(f"https://{self.host}/v2/", timeout=_TIMEOUT, verify=self.verify).close()
+        except requests.RequestException as error:
+            # That it is not trusted, or can't be reached at all, the next request says.
+            if _UNTRUSTED not in str(error):
+                self.scheme = "http"
 
     def close(self) -> None:
         self.session.close()
@@ -369,6 +376,19 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
+
+
+def _trusted(host: str) -> bool | str:
+    """The file of certificates to trust: the host's own, the machine's, or True for those that requests brings.
+
+    What REQUESTS_CA_BUNDLE names comes first. Source: containers-certs.d(5).
+    """
+    if os.environ.get("REQUESTS_CA_BUNDLE"):
+        return True
+    for path in (*(folder / host / "ca.crt" for folder in _CERTIFICATES), _SYSTEM_CERTIFICATES):
+        if path.is_file():
+            return str(path)
+    return True
 
 
 def _innermost(error: BaseException) -> str:

@@ -120,7 +120,9 @@ def _drop_old(partial: Path) -> None:
             continue
 
 
-def push(store: Store, image: Image, name: str, *, access: Access = Access(), moved: Moved = unmoved) -> str:
+def push(
+    store: Store, image: Image, name: str, *, access: Access = Access(), told: Told = ignore, moved: Moved = unmoved
+) -> str:
     """Put an image into a registry; the digest of its manifest there. Layers that are not compressed get so.
 
     Raises ImageError.
@@ -135,6 +137,7 @@ def push(store: Store, image: Image, name: str, *, access: Access = Access(), mo
         with store.session() as session:
             blobs: list[tuple[Descriptor, Path]] = []
             for wanted, layer in zip(manifest.layers, image.layers, strict=True):
+                told("making ready", layer.diff_id)
                 blobs.append(compressed(wanted, store.blob(layer.digest), session, layer.diff_id))
             if [blob for blob, _ in blobs] != list(manifest.layers):
                 config = Descriptor(OCI_CONFIG, manifest.config.digest, manifest.config.size)
