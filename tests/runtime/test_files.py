@@ -86,6 +86,7 @@ def test_images_and_containers_can_be_mounted(ovl: Ovl) -> None:
     target.mkdir()
     ovl.run("mount", "busy", target)
     assert (target / "file").read_text() == "of the image\n"
+    assert f"the mount on {target}" in ovl.error("rmi", "busy", status=1)
     assert "no image and no container is mounted on /proc" in ovl.error("umount", "/proc", status=1)
     ovl.run("umount", target)
     assert os.listdir(target) == []
