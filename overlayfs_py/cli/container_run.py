@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from overlayfs_py.cli.container_base import ContainerCommand, RunningCommand, complain, containers, for_each, store
+from overlayfs_py.cli.output import progress
+from overlayfs_py.images import ImageError, Store
 from overlayfs_py.runtime import client, execute, lifecycle
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.signals import FORWARDED
@@ -61,6 +63,13 @@ _OPTIONS = (
     click.option("--cap-drop", multiple=True, metavar="CAP", help="Drop a capability, or ALL."),
     click.option("-l", "--label", multiple=True, metavar="K=V", help="Attach a word of your own."),
     click.option("--stop-signal", metavar="SIGNAL", help="The signal that asks it to end."),
+    click.option(
+        "--pull",
+        type=click.Choice(("missing", "always", "never")),
+        default="missing",
+        show_default=True,
+        help="When to get the image from its registry.",
+    ),
     click.option("--rm", "remove", is_flag=True, help="Remove the container when its process ends."),
     click.argument("image"),
     click.argument("command", nargs=-1, type=click.UNPROCESSED),
@@ -111,7 +120,35 @@ def _create(known: Containers, *, stdin_once: bool, **given: Any) -> Container:
         labels=tuple((key, value) for key, _, value in (label.partition("=") for label in given["label"])),
     )
     words = None if entrypoint is None else [entrypoint] if entrypoint else []
-    return lifecycle.create(known, store(), given["image"], spec, name=given["name"], entrypoint=words)
+    images = store()
+    _fetch(images, given["image"], given["pull"])
+    return lifecycle.create(known, images, given["image"], spec, name=given["name"], entrypoint=words)
+
+
+def _fetch(images: Store, name: str, when: str) -> None:
+    """Get an image from its registry, if `when` says so. Raises ImageError."""
+    try:
+        images.image(name)
+    except ImageError as error:
+        if when == "never":
+            raise
+        missing = str(error)
+    else:
+        if when != "always":
+            return
+        missing = ""
+    # Loaded only when needed, as a run of what is here is not to wait for it.
+    from overlayfs_py.images.registry.transfer import Access, pull
+
+    try:
+        with progress() as shown:
+            _, warnings = pull(
+                images, name, access=Access(None, False, True), platform=None, told=shown.told, moved=shown.moved
+            )
+    except ImageError as error:
+        raise ImageError(f"{missing}, and it can't be pulled: {error}" if missing else str(error)) from error
+    for warning in warnings:
+        complain(f"warning: {warning}")
 
 
 _SETTINGS = {"allow_interspersed_args": False}
