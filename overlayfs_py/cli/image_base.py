@@ -42,7 +42,8 @@ def warn(warnings: list[str]) -> None:
 
 
 def in_use(store: Store) -> Callable[[str], list[str]]:
-    """Which containers use an image, by what the runtime keeps of each."""
+    """What uses an image: containers, by what the runtime keeps of each, and mounts."""
+    from overlayfs_py.runtime.mounting import mounts_of_image
 
     def users(image_id: str) -> list[str]:
         found = []
@@ -52,7 +53,7 @@ def in_use(store: Store) -> Callable[[str], list[str]]:
                 values = json.loads(state.read_bytes())
                 if isinstance(values, dict) and values.get("image") == image_id:
                     found.append(str(values.get("name") or state.parent.name))
-        return found
+        return found + [f"the mount on {path}" for path in mounts_of_image(image_id)]
 
     return users
 

@@ -12,13 +12,25 @@ from overlayfs_py import __version__
 from overlayfs_py.cli import rootless
 
 # The modules that have commands, each with a list of them; where two have one of the same name, the first counts.
-MODULES: Final = ("overlayfs_py.cli.images",)
+MODULES: Final = (
+    "overlayfs_py.cli.container_run",
+    "overlayfs_py.cli.container_state",
+    "overlayfs_py.cli.container_files",
+    "overlayfs_py.cli.container_usage",
+    "overlayfs_py.cli.images",
+)
 
 EPILOG: Final = """\b
 Examples:
   ovl pull debian:12                     get an image from a registry
   ovl load -i image.tar                  or from an archive (docker-archive, OCI layout)
   ovl images                             what there is
+  ovl run -it --rm debian:12 bash        work in a container of it
+  ovl run -d --name web -p 8080:80 nginx leave one in the background, and publish its port
+  ovl ps, ovl logs web, ovl exec web sh  look after it
+  ovl diff web                           what it has changed
+  ovl commit web my-nginx                make an image of that
+  ovl rm -f web                          remove it, with its layer
   ovl layers debian:12                   what each layer adds, changes and deletes
   ovl save -o image.tar debian:12        write it for docker, podman and others
   ovl rmi debian:12                      remove it
@@ -41,7 +53,12 @@ class Commands(click.Group):
         return sorted(self._all())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return self._all().get(cmd_name)
+        # Most of the time that a short command takes is that of loading modules.
+        for module in MODULES:
+            for command in importlib.import_module(module).commands:
+                if command.name == cmd_name:
+                    return command  # type: ignore[no-any-return]
+        return None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

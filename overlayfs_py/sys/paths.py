@@ -14,9 +14,14 @@ _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
+_RESOLVE_IN_ROOT = 0x10
 _EAGAIN_ATTEMPTS = 64
 _EAGAIN_PAUSES = 200
 _EAGAIN_PAUSE = 0.005  # seconds
+
+
+_BENEATH = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+_IN_ROOT = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
 
 
 class _OpenHow(ctypes.Structure):
@@ -63,6 +68,14 @@ def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
         os.close(fd)
 
 
+def open_in_root(root_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """Open a path as a process would whose root is root_fd: all symbolic links stay below it; close-on-exec.
+
+    Raises ELOOP for a magic link, ENAMETOOLONG for a path of PATH_MAX bytes or more. Source: openat2(2).
+    """
+    return _open_piece(root_fd, path or b".", flags, mode, _IN_ROOT)
+
+
 def _split(path: bytes) -> tuple[bytes, bytes]:
     """Cut a path at the last slash that leaves a first piece short enough for one call."""
     cut = path.rfind(b"/", 1, PATH_MAX)
@@ -71,10 +84,10 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
     return path[:cut], path[cut:].lstrip(b"/")
 
 
-def _open_piece(dir_fd: int, path: bytes, flags: int, mode: int) -> int:
+def _open_piece(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int = _BENEATH) -> int:
     if b"\0" in path:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     address = ctypes.addressof(how)
     attempts = 0
     while True:

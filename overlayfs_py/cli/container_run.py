@@ -1,0 +1,336 @@
+"""Commands that start processes in containers: create, run, start, attach, exec."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from overlayfs_py.cli.container_base import ContainerCommand, RunningCommand, complain, containers, for_each, store
+from overlayfs_py.cli.output import progress
+from overlayfs_py.images import ImageError, Store
+from overlayfs_py.runtime import client, execute, lifecycle
+from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.signals import FORWARDED
+from overlayfs_py.runtime.spec import (
+    Spec,
+    parse_cpus,
+    parse_env,
+    parse_memory,
+    parse_ports,
+    parse_signal,
+    parse_tmpfs,
+    parse_volume,
+)
+from overlayfs_py.runtime.state import Container, Containers
+
+_SIGPIPE_STATUS = 128 + signal.SIGPIPE
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--name", help="A name for the container; else one is made up."),
+    click.option("-i", "--interactive", is_flag=True, help="Keep standard input open."),
+    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
+    click.option("-e", "--env", multiple=True, metavar="K[=V]", help="Set a variable, or pass on our own."),
+    click.option("--env-file", multiple=True, metavar="FILE", help="Set the variables that a file lists."),
+    click.option("-w", "--workdir", metavar="DIR", help="The working directory."),
+    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who it runs as; names are the image's."),
+    click.option("-v", "--volume", multiple=True, metavar="SRC:DST[:ro]", help="A directory of the host, or a volume."),
+    click.option("--tmpfs", multiple=True, metavar="DIR[:OPTIONS]", help="A directory in memory."),
+    click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CTR[/udp]", help="Make a port reachable."),
+    click.option(
+        "--network",
+        "--net",
+        type=click.Choice(("private", "host", "none")),
+        default="private",
+        show_default=True,
+        help="The network it is in.",
+    ),
+    click.option("--read-only", is_flag=True, help="Make the root read-only."),
+    click.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 512m."),
+    click.option("--cpus", metavar="N", help="The most CPU time it may use, in CPUs."),
+    click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="The most processes it may have."),
+    click.option("-h", "--hostname", metavar="NAME", help="Its host name; else the beginning of its id."),
+    click.option("--entrypoint", metavar="COMMAND", help="Replace the image's entrypoint and command."),
+    click.option("--cap-add", multiple=True, metavar="CAP", help="Add a capability, or ALL."),
+    click.option("--cap-drop", multiple=True, metavar="CAP", help="Drop a capability, or ALL."),
+    click.option("-l", "--label", multiple=True, metavar="K=V", help="Attach a word of your own."),
+    click.option("--stop-signal", metavar="SIGNAL", help="The signal that asks it to end."),
+    click.option(
+        "--pull",
+        type=click.Choice(("missing", "always", "never")),
+        default="missing",
+        show_default=True,
+        help="When to get the image from its registry.",
+    ),
+    click.option("--rm", "remove", is_flag=True, help="Remove the container when its process ends."),
+    click.argument("image"),
+    click.argument("command", nargs=-1, type=click.UNPROCESSED),
+)
+
+
+def _with_options(function: _Function) -> _Function:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def _create(known: Containers, *, stdin_once: bool, **given: Any) -> Container:
+    """Make the container that the options ask for."""
+    ports = tuple(port for text in given["publish"] for port in parse_ports(text))
+    if ports and given["network"] != "private":
+        raise ContainerError(f"-p has no meaning with --network {given['network']}")
+    volumes = tuple(parse_volume(text) for text in given["volume"])
+    tmpfs = tuple(parse_tmpfs(text) for text in given["tmpfs"])
+    targets = [volume.target for volume in volumes] + [target for target, _ in tmpfs]
+    if len(set(targets)) != len(targets):
+        twice = next(target for target in targets if targets.count(target) > 1)
+        raise ContainerError(f"two volumes have the target {twice}")
+    if given["workdir"] and not given["workdir"].startswith("/"):
+        raise ContainerError(f"-w: {given['workdir']!r} must be an absolute path in the container")
+    entrypoint = given["entrypoint"]
+    spec = Spec(
+        args=given["command"],
+        env=tuple(parse_env(given["env"], given["env_file"], os.environ)),
+        cwd=given["workdir"] or "",
+        user=given["user"] or "",
+        hostname=given["hostname"],
+        terminal=given["tty"],
+        interactive=given["interactive"],
+        stdin_once=stdin_once,
+        volumes=volumes,
+        tmpfs=tmpfs,
+        ports=ports,
+        network=given["network"],
+        read_only=given["read_only"],
+        memory=parse_memory(given["memory"]) if given["memory"] else None,
+        cpus=parse_cpus(given["cpus"]) if given["cpus"] else None,
+        pids_limit=given["pids_limit"],
+        cap_add=given["cap_add"],
+        cap_drop=given["cap_drop"],
+        remove=given["remove"],
+        stop_signal=parse_signal(given["stop_signal"]) if given["stop_signal"] else 0,
+        labels=tuple((key, value) for key, _, value in (label.partition("=") for label in given["label"])),
+    )
+    words = None if entrypoint is None else [entrypoint] if entrypoint else []
+    images = store()
+    _fetch(images, given["image"], given["pull"])
+    return lifecycle.create(known, images, given["image"], spec, name=given["name"], entrypoint=words)
+
+
+def _fetch(images: Store, name: str, when: str) -> None:
+    """Get an image from its registry, if `when` says so. Raises ImageError."""
+    try:
+        images.image(name)
+    except ImageError as error:
+        if when == "never":
+            raise
+        missing = str(error)
+    else:
+        if when != "always":
+            return
+        missing = ""
+    # Loaded only when needed, as a run of what is here is not to wait for it.
+    from overlayfs_py.images.registry.transfer import Access, pull
+
+    try:
+        with progress() as shown:
+            _, warnings = pull(
+                images, name, access=Access(None, False, True), platform=None, told=shown.told, moved=shown.moved
+            )
+    except ImageError as error:
+        raise ImageError(f"{missing}, and it can't be pulled: {error}" if missing else str(error)) from error
+    for warning in warnings:
+        complain(f"warning: {warning}")
+
+
+_SETTINGS = {"allow_interspersed_args": False}
+
+
+@click.command(cls=RunningCommand, context_settings=_SETTINGS)
+@_with_options
+def create(**given: Any) -> None:
+    """Make a container of IMAGE without starting it; prints its id.
+
+    \b
+    Example:
+      ovl create --name web -p 8080:80 nginx
+    """
+    click.echo(_create(containers(), stdin_once=False, **given).id)
+
+
+@click.command(cls=RunningCommand, context_settings=_SETTINGS)
+@click.option("-d", "--detach", is_flag=True, help="Leave it in the background, and print its id.")
+@_with_options
+def run(detach: bool, **given: Any) -> None:
+    """Make a container of IMAGE and run COMMAND in it, or the image's own; the exit status is the command's.
+
+    \b
+    Examples:
+      ovl run --rm busybox echo hello
+      ovl run -it --rm -v $PWD:/work -w /work debian bash
+      ovl run -d --name web -p 8080:80 nginx
+    """
+    if not detach:
+        _check_terminal(given["tty"], given["interactive"])
+    # They are for the container, also those that come before it runs.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    known = containers()
+    container = _create(known, stdin_once=given["interactive"] and not detach, **given)
+    try:
+        if detach:
+            lifecycle.start(known, container)
+            click.echo(container.id)
+            return
+        code = _start_attached(known, container)
+    except ContainerError:
+        # It never ran, so nothing of it stays.
+        lifecycle.remove(known, container, force=True, with_volumes=True)
+        raise
+    click.get_current_context().exit(code)
+
+
+def _check_terminal(tty: bool, interactive: bool) -> None:
+    if tty and interactive and not os.isatty(0):
+        raise ContainerError("-t with -i needs a terminal as standard input; leave out -t", 1)
+
+
+def _start_attached(known: Containers, container: Container) -> int:
+    """Start it with this process as its client; returns the exit status for this process."""
+    spec = container.spec
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            lifecycle.start(known, container, theirs)
+        return _follow(known, container, ours, stdin=spec.interactive)
+
+
+def _follow(known: Containers, container: Container, connection: socket.socket, *, stdin: bool) -> int:
+    def forward(number: int) -> None:
+        status = container.status()
+        if status.process is not None:
+            status.process.send(number)
+
+    sys.stdout.flush()
+    try:
+        code = client.attach(connection, stdin=stdin, terminal=container.spec.terminal, forward=forward)
+    except client.Detached:
+        return 0
+    except client.OutputClosed:
+        return _SIGPIPE_STATUS
+    if code is None:
+        complain(lifecycle.LOST)
+        lifecycle.settle_lost(known, container)
+        return lifecycle.KILLED
+    return code
+
+
+@click.command(cls=ContainerCommand)
+@click.option("-a", "--attach", "attached", is_flag=True, help="Stay with it, and pass on its output and signals.")
+@click.option("-i", "--interactive", is_flag=True, help="As -a, and feed it our standard input.")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+def start(attached: bool, interactive: bool, names: tuple[str, ...]) -> None:
+    """Start containers that do not run, with the layer they had.
+
+    \b
+    Example:
+      ovl start -a work
+    """
+    if not (attached or interactive):
+        for_each(names, _start_one)
+        return
+    if len(names) > 1:
+        raise ContainerError("-a and -i take one container")
+    known = containers()
+    container = known.find(names[0])
+    if interactive and not container.spec.interactive:
+        raise ContainerError(f"container {container.name} was made without -i, so it takes no input")
+    _check_terminal(container.spec.terminal, interactive)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            lifecycle.start(known, container, theirs)
+        click.get_current_context().exit(_follow(known, container, ours, stdin=interactive))
+
+
+def _start_one(known: Containers, container: Container) -> None:
+    if not lifecycle.settle(known, container).is_up:
+        lifecycle.start(known, container)
+
+
+@click.command(cls=ContainerCommand)
+@click.option("--no-stdin", is_flag=True, help="Leave our standard input alone.")
+@click.argument("name", metavar="CONTAINER")
+def attach(no_stdin: bool, name: str) -> None:
+    """Join our standard streams with those of a running container; Ctrl-P Ctrl-Q leaves one with a terminal.
+
+    \b
+    Example:
+      ovl attach shell
+    """
+    known = containers()
+    container = known.find(name)
+    lifecycle.running(known, container)
+    stdin = container.spec.interactive and not no_stdin
+    _check_terminal(container.spec.terminal, stdin)
+    connection = client.connect(container)
+    if connection is None:
+        raise ContainerError(f"container {container.name} is not running")
+    with connection:
+        click.get_current_context().exit(_follow(known, container, connection, stdin=stdin))
+
+
+@click.command("exec", cls=RunningCommand, context_settings=_SETTINGS)
+@click.option("-d", "--detach", is_flag=True, help="Leave it in the background.")
+@click.option("-i", "--interactive", is_flag=True, help="Feed it our standard input.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-e", "--env", multiple=True, metavar="K[=V]", help="Set a variable, or pass on our own.")
+@click.option("--env-file", multiple=True, metavar="FILE", help="Set the variables that a file lists.")
+@click.option("-w", "--workdir", metavar="DIR", help="The working directory.")
+@click.option("-u", "--user", metavar="USER[:GROUP]", help="Who it runs as; names are the image's.")
+@click.argument("name", metavar="CONTAINER")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute_(
+    detach: bool,
+    interactive: bool,
+    tty: bool,
+    env: tuple[str, ...],
+    env_file: tuple[str, ...],
+    workdir: str | None,
+    user: str | None,
+    name: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run a further command in a running container; the exit status is the command's.
+
+    \b
+    Example:
+      ovl exec -it web sh
+    """
+    if tty and not detach and not (os.isatty(0) and os.isatty(1)):
+        raise ContainerError("-t needs a terminal as standard input and output; leave out -t", 1)
+    known = containers()
+    container = known.find(name)
+    lifecycle.running(known, container)
+    spec = dataclasses.replace(
+        container.spec,
+        args=command,
+        env=(*container.spec.env, *parse_env(env, env_file, os.environ)),
+        cwd=workdir or container.spec.cwd,
+        user=container.spec.user if user is None else user,
+        terminal=tty and not detach,
+        interactive=interactive,
+    )
+    code = execute.execute(container, spec, detach=detach)
+    click.get_current_context().exit(code)
+
+
+commands: list[click.Command] = [create, run, start, attach, execute_]

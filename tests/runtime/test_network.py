@@ -1,0 +1,129 @@
+"""Networks and published ports."""
+
+import http.client
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import Ovl, within
+
+SERVER = "echo hello > /tmp/index.html; exec httpd -f -p 80 -h /tmp"
+
+
+def port_of(ovl: Ovl, name: str, inside: str) -> int:
+    lines = ovl.out("port", name).splitlines()
+    return next(int(line.rpartition(":")[2]) for line in lines if line.startswith(inside))
+
+
+def fetch(port: int) -> str:
+    """What the server answers; waits until it listens."""
+    deadline = time.monotonic() + 10
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().read().decode()
+        except (http.client.RemoteDisconnected, ConnectionResetError):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        finally:
+            connection.close()
+
+
+def test_a_published_port_answers(ovl: Ovl) -> None:
+    ovl.run("run", "-d", "--name", "web", "-p", "80", "busy", "sh", "-c", SERVER)
+    port = port_of(ovl, "web", "80/tcp")
+    assert f"0.0.0.0:{port}->80/tcp" in ovl.out("ps")
+    assert [fetch(port) for _ in range(3)] == ["hello\n"] * 3
+    assert f"{port}" in ovl.error("run", "--name", "late", "-p", f"{port}:80", "busy", status=125)
+    assert [row["Name"] for row in ovl.rows()] == ["web"]
+    ovl.run("restart", "-t", "0", "web")
+    assert fetch(port_of(ovl, "web", "80/tcp")) == "hello\n"
+    ovl.run("kill", "web")
+    ovl.run("wait", "web")
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("0.0.0.0", port))
+
+
+def test_large_streams_go_through_a_port_both_ways(ovl: Ovl) -> None:
+    ovl.run("run", "-d", "--name", "echo", "-p", "127.0.0.1::7", "busy", "nc", "-ll", "-p", "7", "-e", "cat")
+    data = bytes(range(256)) * 8192
+    with socket.create_connection(("127.0.0.1", port_of(ovl, "echo", "7/tcp")), timeout=20) as client:
+        received = b""
+        client.setblocking(True)
+        sent = 0
+        while len(received) < len(data):
+            if sent < len(data):
+                sent += client.send(data[sent : sent + 65536])
+                if sent == len(data):
+                    client.shutdown(socket.SHUT_WR)
+            received += client.recv(65536)
+    assert received == data
+
+
+ECHO = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("0.0.0.0", 7))
+while True:
+    data, client = server.recvfrom(100)
+    server.sendto(data[::-1], client)
+"""
+
+
+def test_datagrams_go_through_a_port_and_answers_come_back(ovl: Ovl) -> None:
+    ovl.run("run", "-d", "--name", "echo", "-p", "7/udp", "busy", "sleep", "60")
+    port = port_of(ovl, "echo", "7/udp")
+    inside = ["nsenter", "--net", "--target", str(ovl.status("echo")["process"]["pid"])]
+    with subprocess.Popen([*inside, sys.executable, "-c", ECHO]) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(0.3)
+            client.connect(("127.0.0.1", port))
+
+            def answered() -> bool:
+                client.send(b"ping")
+                try:
+                    return client.recv(100) == b"gnip"
+                except TimeoutError:
+                    return False
+
+            assert within(10, answered)
+        server.kill()
+
+
+def test_a_network_of_its_own_reaches_the_host_and_none_reaches_nothing(ovl: Ovl) -> None:
+    script = "ip -o -4 addr show dev eth0; ip route"
+    out = ovl.out("run", "--rm", "busy", "sh", "-c", script)
+    assert "default via 10.213." in out
+    ping = 'ping -c 1 -W 5 $(ip route | grep default | cut -d" " -f3)'
+    assert "1 packets received" in ovl.out("run", "--rm", "-u", "root", "busy", "sh", "-c", ping)
+    links = ovl.out("run", "--rm", "--network", "none", "busy", "ip", "-o", "link").splitlines()
+    assert [line.split()[1] for line in links] == ["lo:"]
+    theirs = ovl.out("run", "--rm", "--network", "host", "busy", "readlink", "/proc/self/ns/net")
+    assert theirs.strip() == str(Path("/proc/self/ns/net").readlink())
+
+
+def test_names_are_set_up_for_the_network(ovl: Ovl) -> None:
+    hosts = ovl.out("run", "--rm", "-h", "here", "busy", "cat", "/etc/hosts")
+    assert "localhost" in hosts and hosts.splitlines()[-1].endswith("\there")
+    assert ovl.out("run", "--rm", "--network", "none", "busy", "cat", "/etc/resolv.conf") == ""
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_nothing_of_a_network_stays(ovl: Ovl, end: str) -> None:
+    made = ovl.out("run", "-d", "--name", "net", "-p", "80", "busy", "sleep", "60").strip()
+    link = f"ovl{made[:12]}"
+    assert Path("/sys/class/net", link).exists()
+    if end == "kill":
+        subprocess.run(["kill", "-9", str(ovl.status("net")["monitor"]["pid"])], check=True)
+        assert ovl.row("net")["State"] == "exited"
+    else:
+        ovl.run("stop", "-t", "0", "net")
+    assert not Path("/sys/class/net", link).exists()
+    assert link not in subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/ovl-{made}"))
