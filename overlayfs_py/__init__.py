@@ -5,8 +5,10 @@ errors     what may go wrong before there is a mount
 mounting   mount(), and the Mount it returns
 core       the overlay's semantics, without FUSE: open a stack, call the operations of core.ops
 engines    what carries requests between the kernel and core
+images     OCI images: a store with one directory a layer, which it unpacks, compares, commits and checks
+runtime    containers: their state, root, process, ports and volumes
 sys        raw system calls
-cli        the program `overlayfs-py`
+cli        the programs `overlayfs-py` and `ovl`
 
 The names below are the library. Each is loaded when it is first used, as a program that only parses options needs few.
 """
