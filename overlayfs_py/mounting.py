@@ -7,6 +7,7 @@ that the user started.
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import logging
 import os
@@ -30,6 +31,9 @@ ANSWER_LIMIT = 30.0
 
 GRACE = 10.0
 """Seconds that those who still use the mount have after a signal to end it."""
+
+READ_AHEAD = 1024
+"""KiB that the kernel reads ahead in a file that is read in sequence."""
 
 _MS_POSIXACL = 1 << 16
 _ERRORS: dict[str, type[OverlayError]] = {kind.__name__: kind for kind in (ConfigError, LayerError, MountError)}
@@ -297,6 +301,7 @@ def _watch(
         _unmount_lazily(mountpoint, device)
         os._exit(1)
     answered.set()
+    _read_ahead(device)
     number = signal.sigwait(mount_helper.STOP_SIGNALS)
     log.info("unmounting on %s", signal.Signals(number).name)
     _unmount_lazily(mountpoint, device)
@@ -304,6 +309,20 @@ def _watch(
     log.warning("%s was still in use; those who use it get errors now", os.fsdecode(mountpoint))
     logging.shutdown()
     os._exit(0)
+
+
+def _read_ahead(device: bytes) -> None:
+    """Have the kernel read ahead what one request may carry; by itself it stays at an eighth of it.
+
+    It is root's to say, of the machine, which may have made /sys read-only; without it reading takes more requests.
+    """
+    try:
+        with open(b"/sys/class/bdi/%s/read_ahead_kb" % device, "r+b", buffering=0) as setting:
+            setting.write(b"%d" % READ_AHEAD)
+    except OSError as error:
+        # ENOENT: no sysfs, or unmounted already
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise
 
 
 def _unmount_lazily(mountpoint: bytes, device: bytes) -> None:
