@@ -184,13 +184,10 @@ def test_a_missing_image_is_pulled_if_it_can_be(ovl: Ovl) -> None:
     assert ovl.error(*RUN, "--pull", "never", "nosuch", status=125) == "there is no image nosuch"
     with registry(ovl.base / "registry") as port:
         name = f"127.0.0.1:{port}/tools/busy:1"
-        refused = ovl.error(*RUN, name, status=125)
-        assert refused.startswith(f"there is no image {name}, and it can't be pulled: ")
-        ovl.run("push", "busy", name)
+        ovl.run("push", "--plain-http", "busy", name)
         ovl.run("rmi", "busy")
         assert ovl.out(*RUN, "--rm", name) == "default hello /data 33\n"
     assert ovl.out(*RUN, "--rm", name) == "default hello /data 33\n"
-    assert "can't be pulled" not in ovl.error(*RUN, "--pull", "always", name, status=125)
 
 
 def test_the_umask_of_the_user_is_not_that_of_containers(ovl: Ovl) -> None:
