@@ -47,6 +47,8 @@ cdef class Plain:
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1
     cdef bint shown(self, Node node, stat* st)
     cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1
-    cdef object _new(self, Node parent, bytes name, stat* st, Real upper, tuple lowers)
+    cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers)
+    cdef tuple _lowers(self, Node parent, bytes name, stat* st)
+    cdef bint _ends(self, Real real, int dir_fd) except -1
     cdef int _ask(self, Real base, bytes name, int* dir_fd, stat* st) except -2
     cdef bint _may_be_marked(self, int dir_fd, bytes name)

@@ -12,6 +12,8 @@ from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node, Real
 
+from overlayfs_py.core.merged import EVERYWHERE, positions
+
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, stat* st)
     int fstatat(int dir_fd, const char* path, stat* st, int flags)
@@ -66,8 +68,6 @@ cdef enum:
     # Linux 6.13; the numbers are the same on every architecture but alpha.
     SYS_GETXATTRAT = 464
     SYS_LISTXATTRAT = 465
-    # From so many lower directories on, core knows by heart which of them to ask.
-    MANY = 8
     LONGEST = 255 - 4  # bytes of a name that has room for `.wh.` before it
     KEYS = 1024  # bytes; whatever lists more is not plain
     LISTING = 32 << 10  # bytes
@@ -102,8 +102,7 @@ cdef class Plain:
 
     cdef object entry(self, Node parent, bytes name, stat* st):
         """The node of `name` in a directory, with its attributes in `st`; ABSENT; or None, which leaves it to core."""
-        cdef Node node
-        cdef Real base
+        cdef stat below
         cdef int dir_fd
         cdef int answer
         if not self.as_stored:
@@ -112,34 +111,85 @@ cdef class Plain:
             known = parent.children.get(name)
             if known is not None:
                 return known if self.attributes(<Node>known, st) else None
-        if parent.removed or len(name) > LONGEST or len(parent.lowers) >= MANY or name.startswith(b".wh."):
+        if parent.removed or len(name) > LONGEST or name.startswith(b".wh."):
             return None
+        upper = None
         if parent.upper is not None:
             answer = self._ask(parent.upper, name, &dir_fd, st)
             if answer == UNDECIDED:
                 return None
             if answer == FOUND:
-                if S_ISDIR(st.st_mode) or self._may_be_marked(dir_fd, name):
+                if self._may_be_marked(dir_fd, name):
                     return None
-                return self._new(parent, name, st, Real(parent.upper.layer, parent.upper, name), ())
-        for at in parent.lowers:
-            base = <Real>at
-            answer = self._ask(base, name, &dir_fd, st)
+                upper = Real(parent.upper.layer, parent.upper, name)
+                if not S_ISDIR(st.st_mode) or not parent.lowers:
+                    return self._new(parent, name, st, st, upper, ())
+                if self._ends(upper, dir_fd):
+                    return None
+        lowers = self._lowers(parent, name, &below)
+        if lowers is None:
+            return None
+        if upper is None:
+            if not lowers:
+                return ABSENT
+            st[0] = below
+        elif not lowers or not S_ISDIR(below.st_mode):
+            return self._new(parent, name, st, st, upper, ())
+        return self._new(parent, name, st, &below, upper, lowers)
+
+    cdef tuple _lowers(self, Node parent, bytes name, stat* st):
+        """What the lower directories of `parent` have under a name, with the attributes of the topmost; None: undecided."""
+        cdef stat one
+        cdef Real base
+        cdef Real real
+        cdef int dir_fd
+        cdef int answer
+        cdef Py_ssize_t position
+        cdef Py_ssize_t count = len(parent.lowers)
+        if count == 0:
+            return ()
+        found = []
+        mask = self.fs.merged.mask(parent, name) if count > 1 else EVERYWHERE
+        for position in positions(mask, count):
+            base = <Real>parent.lowers[position]
+            answer = self._ask(base, name, &dir_fd, &one)
             if answer == UNDECIDED:
                 return None
-            if answer == FOUND:
-                if S_ISDIR(st.st_mode):
-                    if base.layer is not self.lowest:
-                        return None
-                elif S_ISREG(st.st_mode) and self._may_be_marked(dir_fd, name):
+            if answer == GONE:
+                continue
+            if not S_ISDIR(one.st_mode):
+                if found:
+                    break
+                if S_ISREG(one.st_mode) and self._may_be_marked(dir_fd, name):
                     return None
-                return self._new(parent, name, st, None, (Real(base.layer, base, name),))
-        return ABSENT
+                st[0] = one
+                return (Real(base.layer, base, name),)
+            real = Real(base.layer, base, name)
+            if not found:
+                st[0] = one
+            found.append(real)
+            if position + 1 == count and (base.layer is self.lowest or not self.fs.follow_redirects):
+                break
+            if self._may_be_marked(dir_fd, name) or self._ends(real, dir_fd):
+                return None
+        return tuple(found)
 
-    cdef object _new(self, Node parent, bytes name, stat* st, Real upper, tuple lowers):
-        """The new node of what was found; None where it may be another name of one that is known."""
+    cdef bint _ends(self, Real real, int dir_fd) except -1:
+        """Whether an AUFS-style mark beside or in a directory may end the stack there."""
+        cdef stat mark
+        cdef char hidden[256]
+        if len(real.name) > LONGEST:
+            return True
+        memcpy(hidden, b".wh.", 4)
+        memcpy(hidden + 4, <const char*>real.name, len(real.name) + 1)
+        if fstatat(dir_fd, hidden, &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT:
+            return True
+        return fstatat(self.dirs.fd(real), b".wh..wh..opq", &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT
+
+    cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers):
+        """The new node of what was found, with the number of `numbered`; None where it may be a known one's other name."""
         cdef Node node
-        number = self.fs.numbers.number(st.st_dev, st.st_ino)
+        number = self.fs.numbers.number(numbered.st_dev, numbered.st_ino)
         if not S_ISDIR(st.st_mode) and (st.st_nlink > 1 or number in self.by_id):
             return None
         node = Node(st.st_mode & FORMAT, parent, name, upper, lowers)
