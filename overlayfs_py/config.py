@@ -531,7 +531,7 @@ OPTIONS: dict[str, Option] = {
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
     "request_timeout": Option(
         "=SECONDS",
-        "give up a daemon that leaves a request unanswered (default 0: never)",
+        "give up a daemon that answers no more (default 0: never)",
         _number("request_timeout", "request_timeout", 0, 2**16 - 1),
     ),
     "engine": Option(
