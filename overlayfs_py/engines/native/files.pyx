@@ -189,8 +189,12 @@ cdef Py_ssize_t do_open(Session s, Request r) except -2:
         return never_ask()
     how, node = op.flags, s.node(r.nodeid)
 
-    def finish(session, Request request, value):
-        return put_open(s, request.out, node, how)
+    def finish(session, Request request, file):
+        try:
+            return put_open(s, request.out, node, how)
+        except OSError:
+            OPERATIONS["release"](s.fs, file)
+            raise
 
     return s.run(r, open_steps(s, node, how, bool(op.open_flags & protocol.OPEN_KILL_SUIDGID)), finish)
 
@@ -199,7 +203,7 @@ def open_steps(Session s, Node node, flags, clear_set_ids):
     if flags & os.O_TRUNC:
         changes = Changes(None, None, None, 0, None, None, clear_set_ids=clear_set_ids)
         yield from OPERATIONS["setattr"](s.fs, node, changes)
-    yield from OPERATIONS["open"](s.fs, node, flags & ~os.O_TRUNC)
+    return (yield from OPERATIONS["open"](s.fs, node, flags & ~os.O_TRUNC))
 
 
 cdef Py_ssize_t do_create(Session s, Request r) except -2:

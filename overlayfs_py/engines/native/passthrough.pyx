@@ -124,7 +124,8 @@ cdef class Passthrough:
     cdef bint _may_change(self, Node node):
         """Whether a node's data may come to be another file's."""
         if self.fs.upper is None:
-            return False
+            # With a timeout, layers are to be looked at again.
+            return self.fs.config.timeout != float("inf")
         return (node.upper is None and node.pinned < 0) or node.metacopy
 
     cdef int _register(self, Node node):
