@@ -74,6 +74,15 @@ def test_a_lower_file_of_a_mount_without_an_upper_is_read_while_the_daemon_sleep
             os.close(fd)
 
 
+def test_with_a_timeout_a_lower_file_that_is_replaced_shows_while_the_old_one_is_open(base: Path) -> None:
+    with our_mount(base / "mnt", [base / "lower"], options=f"{THROUGH},timeout=0"):
+        with (base / "mnt" / "f").open("rb", buffering=0) as before:
+            assert before.read(3) == b"old"
+            (base / "lower" / "new").write_bytes(NEW)
+            (base / "lower" / "new").rename(base / "lower" / "f")
+            assert (base / "mnt" / "f").read_bytes() == NEW
+
+
 @pytest.mark.usefixtures("live")
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY, os.O_RDWR | os.O_TRUNC], ids=["rdwr", "wronly", "trunc"])
 def test_handles_from_before_and_after_a_copy_up_see_one_file(base: Path, flags: int) -> None:
