@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo   mount a stack of layers with a Debian root in it, and look at it'
+	@echo 'make demo   mount a stack of layers with a Debian root in it, look at it, and run a container of it'
 	@echo 'make test   every check there is'
 	@echo 'make test-sanitized   the part of it that is run with ASan and UBSan alone'
 	@echo 'make bench  measure every peer; a part of it with ONLY=walk,untar PEERS=kernel,portable ROUNDS=5'

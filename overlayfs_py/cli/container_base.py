@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from overlayfs_py.cli.output import Failure, print_json, print_table
+from overlayfs_py.cli.output import Failure, print_json, print_table, usage
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.images import ImageError, Store
 from overlayfs_py.images.store import default_root
@@ -38,8 +38,7 @@ class ContainerCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            message = f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help"
-            raise Failed(message, 125 if self.runs else 2) from error
+            raise Failed(usage(error, ctx.command_path), 125 if self.runs else 2) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

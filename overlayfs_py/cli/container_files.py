@@ -200,7 +200,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 @click.command(cls=ContainerCommand)
 @click.argument("name", metavar="IMAGE|CONTAINER")
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path))
 def mount(name: str, directory: Path) -> None:
     """Mount the tree of an image (read-only), or of a container with its own layer, on a directory.
 

@@ -12,7 +12,14 @@ from typing import IO, Any, Final
 import click
 
 _UNITS: Final = ("kB", "MB", "GB", "TB")
-_SPANS: Final = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400), ("hour", 3_600))
+_SPANS: Final = (
+    ("year", 31_536_000),
+    ("month", 2_592_000),
+    ("week", 604_800),
+    ("day", 86_400),
+    ("hour", 3_600),
+    ("minute", 60),
+)
 _UNBROKEN: Final = 100_000
 
 format_option = click.option(
@@ -30,6 +37,11 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"ovl: {one_line(self.message)}", err=True)
+
+
+def usage(error: click.UsageError, command: str) -> str:
+    """What is wrong with a command line, and where the right one is told."""
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
 
 
 def one_line(text: str) -> str:
@@ -81,7 +93,7 @@ def ago(moment: object) -> str:
         if seconds >= 2 * span or (span == 3_600 and seconds >= span):
             count = seconds // span
             return f"{count} {name}{'s' if count != 1 else ''} ago"
-    return f"{max(0, seconds // 60)} minutes ago"
+    return f"{max(0, seconds)} second{'s' if seconds != 1 else ''} ago"
 
 
 Told = Callable[[str, str], None]

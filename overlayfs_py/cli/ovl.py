@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
 
 from overlayfs_py import __version__
 from overlayfs_py.cli import rootless
+from overlayfs_py.cli.output import Failure, usage
 
 # The modules that have commands, each with a list of them; where two have one of the same name, the first counts.
 MODULES: Final = (
@@ -68,9 +71,30 @@ class Commands(click.Group):
             rootless.enter(ctx.params.get("root"))
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _in_one_line(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _in_one_line(ctx):
+            return super().invoke(ctx)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("prog_name", "ovl")
         return super().main(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _in_one_line(ctx: click.Context) -> Iterator[None]:
+    """Have wrong usage told as all that goes wrong is; the exit status stays 2."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        failure = Failure(usage(error, (error.ctx or ctx).command_path))
+        vars(failure)["exit_code"] = error.exit_code
+        raise failure from error
 
 
 @click.command(

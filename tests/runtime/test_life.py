@@ -172,8 +172,10 @@ BAD_INPUT = [
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(ovl: Ovl) -> None:
-    assert ovl.error("run", status=125) == "Missing argument 'IMAGE'; see ovl run --help"
-    assert ovl.error("stop", "--nosuch", "x", status=2) == "No such option '--nosuch'; see ovl stop --help"
+    assert ovl.error("run", status=125) == "Missing argument 'IMAGE' (see ovl run --help)"
+    assert ovl.error("stop", "--nosuch", "x", status=2) == "No such option '--nosuch' (see ovl stop --help)"
+    assert ovl.error("images", "--nosuch", status=2) == "No such option '--nosuch' (see ovl images --help)"
+    assert ovl.error("nosuch", status=2) == "No such command 'nosuch' (see ovl --help)"
     for options, message in BAD_INPUT:
         assert ovl.error(*RUN, *options, "busy", "true", status=125).startswith(message), options
     assert ovl.rows() == []
