@@ -320,8 +320,8 @@ def _read_ahead(device: bytes) -> None:
         with open(b"/sys/class/bdi/%s/read_ahead_kb" % device, "r+b", buffering=0) as setting:
             setting.write(b"%d" % READ_AHEAD)
     except OSError as error:
-        # ENOENT: no sysfs, or unmounted already
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+        # ENOENT: no sysfs, or unmounted already; ENODEV: unmounted just now
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENODEV):
             raise
 
 
