@@ -5,8 +5,8 @@
 
 help:
 	@echo 'make demo   mount a stack of layers with a Debian root in it, look at it, and run a container of it'
-	@echo 'make test   every check there is'
-	@echo 'make test-sanitized   the part of it that is run with ASan and UBSan alone'
+	@echo 'make test   every check there is, but for the next'
+	@echo 'make test-sanitized   the native engine and the core once more, with ASan and UBSan'
 	@echo 'make bench  measure every peer; a part of it with ONLY=walk,untar PEERS=kernel,portable ROUNDS=5'
 	@echo 'make profile WORKLOAD=untar   what the kernel asks, and where the daemon spends its time'
 	@echo 'make build  compile the hot modules beside their sources'
@@ -42,7 +42,6 @@ test: lint
 	@echo '== everything, compiled'
 	@tools/debian-tree >build/debian-tree
 	@$(PYTEST) $(PARALLEL)
-	@$(MAKE) --no-print-directory test-sanitized
 
 test-sanitized: build
 	@echo '== the native engine and the core, with ASan and UBSan'
