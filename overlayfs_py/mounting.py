@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import mount_helper
 from overlayfs_py.config import MountConfig, check_paths
 from overlayfs_py.errors import ConfigError, LayerError, MountError, OverlayError
+from overlayfs_py.sys.descriptors import close_all_but
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
@@ -97,7 +98,7 @@ def serve_in_foreground(config: MountConfig, *, debug: bool = False) -> None:
     if helper_pid == 0:
         _become_helper(config, helper_end, daemon_end, daemon_pid)
     helper_end.close()
-    _close_all_but(daemon_end.fileno())
+    close_all_but({daemon_end.fileno()})
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("overlayfs-py: %(message)s"))
     _log_to(handler, logging.DEBUG if debug else logging.INFO)
@@ -183,16 +184,7 @@ def _detach(kept: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    _close_all_but(kept)
-
-
-def _close_all_but(kept: int) -> None:
-    """Close every descriptor but the standard ones and `kept`."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != kept:
-            # The listing's own descriptor was among them.
-            with contextlib.suppress(OSError):
-                os.close(int(name))
+    close_all_but({kept})
 
 
 def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -> None:

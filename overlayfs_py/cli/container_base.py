@@ -75,12 +75,17 @@ def store() -> Store:
 
 
 def for_each(words: Iterable[str], act: Callable[[Containers, Container], None]) -> None:
-    """Do it to each container, and print the word that named it; failures don't keep the others from it."""
+    """As each, of containers that words name."""
     known = containers()
+    each(words, lambda word: act(known, known.find(word)))
+
+
+def each(words: Iterable[str], act: Callable[[str], None]) -> None:
+    """Do it to what each word names, and print the word; failures don't keep the others from it."""
     failed = False
     for word in words:
         try:
-            act(known, known.find(word))
+            act(word)
         except ContainerError as error:
             complain(str(error))
             failed = True

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
 from overlayfs_py.cli.container_base import ContainerCommand, containers, store
 from overlayfs_py.cli.output import format_option, print_json
+from overlayfs_py.images.settings import apply_lines
 from overlayfs_py.runtime import copying, lifecycle, mounting
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import parse_signal
 from overlayfs_py.runtime.state import Container, Containers, Status
-
-_INSTRUCTIONS = ("CMD", "ENTRYPOINT", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
 
 
 @contextlib.contextmanager
@@ -126,76 +122,20 @@ def commit(
     known, images = containers(), store()
     container = known.find(name)
     base = images.image(container.image)
-    replaced = _apply(instructions, dict(base.config.get("config") or {}))
+    settings = apply_lines(base.config.get("config") or {}, instructions)
+    if instructions and settings.get("StopSignal"):
+        parse_signal(settings["StopSignal"])
     with _steady(known, container) as status, mounting.still(container, status, pause=pause):
         made = images.commit(
             container.upper,
             base,
-            changes=replaced,
+            changes=settings,
             name=reference,
             comment=message,
             author=author,
             created_by=shlex.join(container.spec.args),
         )
     click.echo(made.id)
-
-
-def _apply(instructions: tuple[str, ...], config: dict[str, Any]) -> dict[str, Any]:
-    """The members of an image's configuration that instructions set. Raises ContainerError."""
-    changed: dict[str, Any] = {}
-    for instruction in instructions:
-        word, _, rest = instruction.strip().partition(" ")
-        word, rest = word.upper(), rest.strip()
-        if word not in _INSTRUCTIONS or not rest:
-            raise ContainerError(f"-c {instruction!r}: write one of {', '.join(_INSTRUCTIONS)} and its value")
-        if word in ("CMD", "ENTRYPOINT"):
-            changed[word.capitalize()] = _words(rest, instruction)
-        elif word == "ENV":
-            taken = changed.get("Env", config.get("Env") or [])
-            pairs = _pairs(rest)
-            names = {key for key, _ in pairs}
-            kept = [entry for entry in taken if entry.partition("=")[0] not in names]
-            changed["Env"] = kept + [f"{key}={value}" for key, value in pairs]
-        elif word == "LABEL":
-            changed["Labels"] = {**changed.get("Labels", config.get("Labels") or {}), **dict(_pairs(rest))}
-        elif word == "EXPOSE":
-            ports: dict[str, Any] = {port if "/" in port else f"{port}/tcp": {} for port in rest.split()}
-            changed["ExposedPorts"] = {**changed.get("ExposedPorts", config.get("ExposedPorts") or {}), **ports}
-        elif word == "VOLUME":
-            words = _words(rest, instruction) if rest.startswith("[") else rest.split()
-            targets: dict[str, Any] = {target: {} for target in words}
-            changed["Volumes"] = {**changed.get("Volumes", config.get("Volumes") or {}), **targets}
-        elif word == "STOPSIGNAL":
-            parse_signal(rest)
-            changed["StopSignal"] = rest
-        else:
-            changed["User" if word == "USER" else "WorkingDir"] = rest
-    return changed
-
-
-def _words(text: str, instruction: str) -> list[str]:
-    """A command as a JSON list, or a line for the shell."""
-    if not text.startswith("["):
-        return ["/bin/sh", "-c", text]
-    try:
-        words = json.loads(text)
-    except ValueError:
-        words = None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ContainerError(f"-c {instruction!r}: that is no JSON list of strings")
-    return words
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """`K=V K=V`, with quotes as in a shell, or `K V`. Raises ContainerError."""
-    if not re.match(r"[^\s=]+=", text):
-        key, _, value = text.partition(" ")
-        return [(key, value.strip())]
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ContainerError(f"-c {text!r}: {error}") from error
-    return [(word.partition("=")[0], word.partition("=")[2]) for word in words]
 
 
 @click.command(cls=ContainerCommand)

@@ -15,13 +15,13 @@ from overlayfs_py.cli.container_base import (
     Row,
     complain,
     containers,
+    each,
     print_rows,
     store,
 )
 from overlayfs_py.cli.output import format_option, human_size, print_json
 from overlayfs_py.images import Image, ImageError
 from overlayfs_py.runtime import lifecycle, limits, mounting, names, usage, volumes
-from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.state import Container, Containers
 from overlayfs_py.runtime.times import isoformat
@@ -189,17 +189,7 @@ def volume_rm(words: tuple[str, ...]) -> None:
       ovl volume rm data
     """
     known = containers()
-    failed = False
-    for word in words:
-        try:
-            volumes.remove(known, word)
-        except ContainerError as error:
-            complain(str(error))
-            failed = True
-        else:
-            click.echo(word)
-    if failed:
-        click.get_current_context().exit(1)
+    each(words, lambda word: volumes.remove(known, word))
 
 
 @volume.command("prune", cls=ContainerCommand)

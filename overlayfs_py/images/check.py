@@ -7,6 +7,7 @@ place, so nothing may be mounted of them. Source: Documentation/filesystems/over
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import stat
@@ -15,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from overlayfs_py.config import MountConfig
 from overlayfs_py.core import lookup
 from overlayfs_py.core.marks import DOT_META, DOT_OPAQUE, DOT_WHITEOUT, is_whiteout
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.errors import LayerError
 from overlayfs_py.images.model import ImageError
+from overlayfs_py.images.stack import config_of
 from overlayfs_py.images.trees import remove_tree
 from overlayfs_py.sys import files, locking, paths, xattrs
 
@@ -84,15 +85,10 @@ class _Checker:
     def __init__(self, layer: Path, below: Sequence[Path], *, userxattr: bool, repair: bool) -> None:
         self.layer = layer
         self.repair = repair
-        config = MountConfig(
-            lowerdirs=tuple(os.fsencode(path.absolute()) for path in below),
+        config = dataclasses.replace(
+            config_of(below, userxattr=userxattr),
             upperdir=os.fsencode(layer.absolute()),
-            workdir=os.fsencode(below[-1]),
-            mountpoint=b"/",
-            redirect_dir="follow",
-            metacopy=None if userxattr else True,
-            userxattr=userxattr,
-            read_only=True,
+            workdir=os.fsencode(below[-1].absolute()),
         )
         try:
             self.fs = Overlay.open(config)

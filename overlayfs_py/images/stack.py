@@ -62,19 +62,23 @@ class Stack:
         return Attributes(stat.S_IMODE(shown.mode), shown.uid, shown.gid, shown.atime_ns, shown.mtime_ns, values)
 
 
-@contextmanager
-def open_stack(layers: Sequence[Path], *, userxattr: bool) -> Iterator[Stack]:
-    """The tree of these layers, topmost first, while the block runs. Raises ImageError where one is missing."""
-    config = MountConfig(
-        lowerdirs=tuple(os.fsencode(path) for path in layers),
+def config_of(layers: Sequence[Path], *, userxattr: bool) -> MountConfig:
+    """What reads these layers, topmost first, as they are mounted, following all marks."""
+    return MountConfig(
+        lowerdirs=tuple(os.fsencode(path.absolute()) for path in layers),
         mountpoint=b"/",
         redirect_dir="follow",
         metacopy=None if userxattr else True,
         userxattr=userxattr,
         read_only=True,
     )
+
+
+@contextmanager
+def open_stack(layers: Sequence[Path], *, userxattr: bool) -> Iterator[Stack]:
+    """The tree of these layers, topmost first, while the block runs. Raises ImageError where one is missing."""
     try:
-        fs = Overlay.open(config)
+        fs = Overlay.open(config_of(layers, userxattr=userxattr))
     except LayerError as error:
         raise ImageError(str(error)) from error
     try:

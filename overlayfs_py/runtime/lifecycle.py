@@ -153,18 +153,7 @@ def settle_locked(containers: Containers, container: Container) -> Status:
 
             network.remove(container)
         root.unmount_root(container, status.daemon)
-    settled = dataclasses.replace(
-        status,
-        phase="exited",
-        monitor=None,
-        process=None,
-        daemon=None,
-        address=None,
-        ports=(),
-        finished=time.time(),
-        exit_code=KILLED,
-        error=LOST,
-    )
+    settled = status.ended(KILLED, LOST, out_of_memory=status.out_of_memory)
     container.write_status(settled)
     if container.spec.remove:
         _discard(containers, container, with_volumes=True)

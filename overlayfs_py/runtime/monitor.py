@@ -27,6 +27,7 @@ from overlayfs_py.runtime.state import Container, Containers
 from overlayfs_py.runtime.streams import Streams
 from overlayfs_py.runtime.userns import is_rootless
 from overlayfs_py.sys import namespaces
+from overlayfs_py.sys.descriptors import close_all_but
 
 
 def launch(containers: Containers, container: Container, client: socket.socket | None) -> None:
@@ -83,11 +84,7 @@ def _detach(kept: set[int]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            # The listing's own descriptor was among them.
-            with contextlib.suppress(OSError):
-                os.close(int(name))
+    close_all_but(kept)
     namespaces.become_subreaper()
     namespaces.set_name(b"ovl-monitor")
 
@@ -257,18 +254,8 @@ class _Monitor:
         else:
             # Whoever comes now looks at what is written next.
             self.streams.stop_listening()
-            self._write(
-                phase="exited",
-                monitor=None,
-                process=None,
-                daemon=None,
-                address=None,
-                ports=(),
-                finished=time.time(),
-                exit_code=self.code,
-                out_of_memory=out_of_memory,
-                error=error,
-            )
+            self.status = self.status.ended(self.code, error, out_of_memory=out_of_memory)
+            self.container.write_status(self.status)
         os.close(self.alive)
         self.streams.end(self.code)
 

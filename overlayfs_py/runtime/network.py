@@ -43,8 +43,10 @@ class Network:
 
 def create(container: Container) -> Network:
     """Make the namespace and join it to the host. Call it without other threads. Raises ContainerError."""
-    if shutil.which("ip") is None:
-        raise ContainerError("a private network needs the program ip; install iproute2, or use --network host or none")
+    for programs, package in (("ip",), "iproute2"), (("nft", "iptables"), "nftables"):
+        if not any(map(shutil.which, programs)):
+            needed = " or ".join(programs)
+            raise ContainerError(f"a private network needs {needed}; install {package}, or use --network host or none")
     link = _link(container)
     with _allocating():
         subnet = _free_subnet(int(container.id[:8], 16))

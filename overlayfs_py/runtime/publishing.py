@@ -5,7 +5,6 @@ What it does with them is in `proxy`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Port
 from overlayfs_py.sys import namespaces
+from overlayfs_py.sys.descriptors import close_all_but
 
 
 def bind(ports: Sequence[Port]) -> list[tuple[socket.socket, Port]]:
@@ -55,7 +55,7 @@ def start(sockets: Sequence[tuple[socket.socket, Port]], address: str) -> int:
         try:
             namespaces.die_with_parent(signal.SIGKILL)
             namespaces.set_name(b"ovl-proxy")
-            _close_all_but({made.fileno() for made, _ in sockets})
+            close_all_but({made.fileno() for made, _ in sockets})
             for number in (
                 signal.SIGHUP,
                 signal.SIGINT,
@@ -75,11 +75,3 @@ def start(sockets: Sequence[tuple[socket.socket, Port]], address: str) -> int:
     for made, _ in sockets:
         made.close()
     return child
-
-
-def _close_all_but(kept: set[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            # The listing's own descriptor was among them.
-            with contextlib.suppress(OSError):
-                os.close(int(name))

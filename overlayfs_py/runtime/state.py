@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,22 @@ class Status:
     def is_up(self) -> bool:
         """Whether it should have a monitor."""
         return self.phase in ("starting", "running")
+
+    def ended(self, exit_code: int | None, error: str, *, out_of_memory: bool = False) -> Status:
+        """What is true from now on of a container whose first process is gone, and all that was up for it."""
+        return dataclasses.replace(
+            self,
+            phase="exited",
+            monitor=None,
+            process=None,
+            daemon=None,
+            address=None,
+            ports=(),
+            finished=time.time(),
+            exit_code=exit_code,
+            out_of_memory=out_of_memory,
+            error=error,
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Status:

@@ -8,6 +8,8 @@ copying      file data: reflink, copy_file_range keeping holes, read/write
 handles      file handles and filesystem UUIDs
 locking      advisory locks
 credentials  what this process may do
+descriptors  what this process has open
+namespaces   namespaces, and who adopts orphans
 
 Every function raises OSError with the errno of the call that failed.
 """

@@ -22,7 +22,7 @@ def test_a_committed_container_is_an_image_that_runs_the_same(ovl: Ovl) -> None:
     script = "pwd; ls /; echo $A $GREETING"
     seen = ovl.out("run", "--rm", "--network", "none", "changed", "sh", "-c", script).split()
     assert seen[0] == "/more" and "data" not in seen and seen[-2:] == ["b", "hello"]
-    assert "write one of" in ovl.error("commit", "-c", "RUN x", "work", "bad", status=1)
+    assert "it has to begin with one of CMD, " in ovl.error("commit", "-c", "RUN x", "work", "bad", status=1)
 
 
 def test_a_running_container_is_committed_as_it_is_now(ovl: Ovl) -> None:

@@ -1,6 +1,7 @@
 """Networks and published ports."""
 
 import http.client
+import shutil
 import socket
 import subprocess
 import sys
@@ -127,3 +128,23 @@ def test_nothing_of_a_network_stays(ovl: Ovl, end: str) -> None:
     assert not Path("/sys/class/net", link).exists()
     assert link not in subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     assert not list(Path("/sys/fs/cgroup").glob(f"*/ovl-{made}"))
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"), [(("runc",), "ip; install iproute2"), (("runc", "ip"), "nft or iptables; install nftables")]
+)
+def test_a_private_network_without_its_programs_is_one_line(
+    ovl: Ovl, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], missing: str
+) -> None:
+    programs = ovl.base / "programs"
+    programs.mkdir()
+    for name in there:
+        found = shutil.which(name)
+        assert found
+        (programs / name).symlink_to(found)
+    links = sorted(path.name for path in Path("/sys/class/net").iterdir())
+    with monkeypatch.context() as environment:
+        environment.setenv("PATH", str(programs))
+        assert f"a private network needs {missing}" in ovl.error("run", "busy", "true", status=125)
+    assert ovl.rows() == []
+    assert sorted(path.name for path in Path("/sys/class/net").iterdir()) == links

@@ -13,7 +13,8 @@ cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node, obje
 cdef Py_ssize_t put_plain_entry(Session s, protocol.entry_out* out, Node node, stat_t* st) except -2
 cdef Py_ssize_t put_entry(Session s, Request r, Node node) except -2
 cdef Py_ssize_t put_absent(Session s, protocol.entry_out* out) except -2
-cdef protocol.attr_out* put_validity(Session s, Request r)
+cdef void put_attr(protocol.attr_t* out, object shown)
+cdef void put_validity(Session s, uint64_t node_id, protocol.attr_out* out)
 cdef Py_ssize_t put_attr_out(Session s, Request r, object shown) except -2
 cdef Py_ssize_t put_bytes(Request r, bytes value) except -2
 cdef Py_ssize_t put_sized(Request r, uint32_t wanted, bytes value) except -2

@@ -121,17 +121,16 @@ cdef Py_ssize_t put_entry(Session s, Request r, Node node) except -2:
     return sizeof(protocol.entry_out)
 
 
-cdef protocol.attr_out* put_validity(Session s, Request r):
-    """The head of an answer that tells the attributes of the request's node: how long they hold."""
-    cdef protocol.attr_out* out = <protocol.attr_out*>r.out
+cdef void put_validity(Session s, uint64_t node_id, protocol.attr_out* out):
+    """The head of an answer that tells a node's attributes: how long they hold."""
     memset(out, 0, sizeof(protocol.attr_out))
-    if not s.through.grows_old(r.nodeid):
+    if not s.through.grows_old(node_id):
         out.attr_valid, out.attr_valid_nsec = s.timeout, s.timeout_nsec
-    return out
 
 
 cdef Py_ssize_t put_attr_out(Session s, Request r, object shown) except -2:
-    cdef protocol.attr_out* out = put_validity(s, r)
+    cdef protocol.attr_out* out = <protocol.attr_out*>r.out
+    put_validity(s, r.nodeid, out)
     put_attr(&out.attr, shown)
     return sizeof(protocol.attr_out)
 
@@ -151,7 +150,7 @@ cdef Py_ssize_t put_bytes(Request r, bytes value) except -2:
 
 
 cdef Py_ssize_t put_sized(Request r, uint32_t wanted, bytes value) except -2:
-    """A value, or only its size where the caller asks for that with a size of 0; ERANGE where it has too little room."""
+    """A value, or only its size where the caller asks for that with a size of 0; ERANGE where it lacks room."""
     if wanted == 0:
         return put_size(r, len(value))
     if len(value) > wanted:

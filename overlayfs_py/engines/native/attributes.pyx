@@ -12,7 +12,9 @@ from libc.string cimport memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.answers cimport get_time, put_attr_out, put_bytes, put_size, put_sized, put_stat, put_statx, put_validity
+from overlayfs_py.engines.native.answers cimport (
+    get_time, put_attr, put_attr_out, put_bytes, put_size, put_sized, put_stat, put_statx, put_validity
+)
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport Request, Session, serves
 
@@ -25,28 +27,27 @@ cdef enum:
 
 
 cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
-    cdef Node node = s.node(r.nodeid)
-    cdef stat_t own
-    if not s.plain.attributes(node, &own):
-        return put_attr_out(s, r, OPERATIONS["getattr"](s.fs, node))
-    put_stat(&put_validity(s, r).attr, node, &own)
+    read_attributes(s, s.node(r.nodeid), <protocol.attr_out*>r.out)
     return sizeof(protocol.attr_out)
+
+
+cdef read_attributes(Session s, Node node, protocol.attr_out* out):
+    cdef stat_t own
+    put_validity(s, node.id, out)
+    if s.plain.attributes(node, &own):
+        put_stat(&out.attr, node, &own)
+    else:
+        put_attr(&out.attr, OPERATIONS["getattr"](s.fs, node))
 
 
 cdef Py_ssize_t do_statx(Session s, Request r) except -2:
     cdef protocol.statx_out* out = <protocol.statx_out*>r.out
-    cdef protocol.attr_out plain
+    cdef protocol.attr_out basic
     cdef Node node = s.node(r.nodeid)
-    cdef stat_t own
-    cdef char* at = r.out
+    read_attributes(s, node, &basic)
     memset(out, 0, sizeof(protocol.statx_out))
-    r.out = <char*>&plain
-    try:
-        do_getattr(s, r)
-    finally:
-        r.out = at
-    out.attr_valid, out.attr_valid_nsec = plain.attr_valid, plain.attr_valid_nsec
-    put_statx(&out.stat, &plain.attr)
+    out.attr_valid, out.attr_valid_nsec = basic.attr_valid, basic.attr_valid_nsec
+    put_statx(&out.stat, &basic.attr)
     if s.plain.birth(node, &out.stat.btime.tv_sec, &out.stat.btime.tv_nsec):
         out.stat.mask |= protocol.STATX_BTIME
     return sizeof(protocol.statx_out)

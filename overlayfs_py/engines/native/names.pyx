@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""Requests about names: looking them up, making, linking, removing and renaming them, and forgetting what they led to."""
+"""Requests about names: looking up, making, linking, removing and renaming them, and forgetting what they led to."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset

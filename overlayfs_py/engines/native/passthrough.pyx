@@ -145,7 +145,7 @@ cdef class Passthrough:
         return 0
 
     cdef _will_write(self, uint64_t node_id):
-        """Have the kernel ask for a node's attributes from now on: what is written through a mapping tells it nothing."""
+        """Have the kernel ask for a node's attributes from now on: a mapping that is written tells it nothing."""
         cdef inval_inode message
         self.writing[node_id] = self.writing.get(node_id, 0) + 1
         memset(&message, 0, sizeof(message))

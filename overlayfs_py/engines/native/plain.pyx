@@ -138,7 +138,7 @@ cdef class Plain:
         return self._new(parent, name, st, &below, upper, lowers)
 
     cdef tuple _lowers(self, Node parent, bytes name, stat* st):
-        """What the lower directories of `parent` have under a name, with the attributes of the topmost; None: undecided."""
+        """What lower directories have under a name, with the attributes of the topmost; None leaves it to core."""
         cdef stat one
         cdef Real base
         cdef Real real
@@ -187,7 +187,7 @@ cdef class Plain:
         return fstatat(self.dirs.fd(real), b".wh..wh..opq", &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT
 
     cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers):
-        """The new node of what was found, with the number of `numbered`; None where it may be a known one's other name."""
+        """The new node of what was found, numbered as `numbered`; None where it may be a known one's other name."""
         cdef Node node
         number = self.fs.numbers.number(numbered.st_dev, numbered.st_ino)
         if not S_ISDIR(st.st_mode) and (st.st_nlink > 1 or number in self.by_id):

@@ -70,7 +70,7 @@ cdef class Request:
         return name
 
     cdef bytes entry_name(self):
-        """As name, of an entry of a directory: EINVAL for what leads elsewhere, which the kernel doesn't send either."""
+        """As name, of an entry of a directory: EINVAL for what leads elsewhere, which the kernel doesn't send."""
         name = self.name()
         if not name or name in (b".", b"..") or b"/" in name:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
