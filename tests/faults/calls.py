@@ -19,7 +19,7 @@ CHANGING: Final = (
 ).split()
 # Calls that can't fail for want of space or by a broken disk, and functions of `os` that are none.
 HARMLESS: Final = frozenset(
-    "close umask geteuid getegid fsencode fsdecode strerror makedev major minor urandom closerange".split()
+    "close umask geteuid getegid fsencode fsdecode strerror makedev major minor urandom closerange listdir".split()
 )
 # Functions of the C library, which tell of failure by -1 and errno.
 FOREIGN: Final = (
