@@ -11,7 +11,7 @@ import pytest
 
 from tests.engines.image import make_image
 
-_MONITORS: Final = ("conmon\n",)
+_MONITORS: Final = ("conmon\n", "containerd-shim\n")
 _INTERVAL: Final = 0.02  # seconds
 
 
@@ -25,7 +25,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def reaped_monitors() -> Iterator[None]:
-    """podman waits 20 seconds for a monitor that has ended but is not reaped, and the run adopts them."""
+    """The run adopts the monitors of containers, and engines wait for those that have ended but are not reaped."""
     ended = threading.Event()
     reaper = threading.Thread(target=_reap_until, args=(ended,))
     reaper.start()

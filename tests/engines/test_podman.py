@@ -44,7 +44,7 @@ def test_an_image_is_the_same_tree_on_each_driver(stores: Stores) -> None:
 def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(stores: Stores, tmp_path: Path) -> None:
     since = time.time_ns()
     listed, trees = {}, {}
-    # The kernel's driver parts hard links that are changed, and podman fails to list its changes of a file to a directory.
+    # The kernel's driver parts hard links, and podman can't list a file that became a directory with it.
     for name in ("ours", "vfs"):
         each = stores[name]
         each.podman("run", "--name", "changed", IMAGE, "sh", "-c", CHANGES)
