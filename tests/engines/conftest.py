@@ -11,7 +11,6 @@ import pytest
 
 from tests.engines.image import make_image
 
-_MONITORS: Final = ("conmon\n", "containerd-shim\n")
 _INTERVAL: Final = 0.02  # seconds
 
 
@@ -42,6 +41,6 @@ def _reap_until(ended: threading.Event) -> None:
             # A thread of the test's may end at any moment.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for child in table.read_text().split():
-                    # Adopted ones alone: subprocess waits for those that it has started.
-                    if Path("/proc", child, "comm").read_text() in _MONITORS:
+                    # Adopted ones alone, which have left the session: subprocess waits for those that it has started.
+                    if os.getsid(int(child)) != os.getsid(0):
                         os.waitpid(int(child), os.WNOHANG)

@@ -82,17 +82,26 @@ class Store:
 
 
 @contextmanager
-def store(base: Path, driver: str = "ours", user: tuple[str, ...] = (), options: str = "") -> Iterator[Store]:
+def store(base: Path, driver: str = "ours") -> Iterator[Store]:
     """A fresh store below the new directory `base`, all of it removed at the end.
 
     `driver` is "ours", "fuse-overlayfs", "overlay" (the kernel's) or "vfs".
     """
     base.mkdir()
+    program = write_program(base / "overlayfs-py") if driver == "ours" else Path("/usr/bin/fuse-overlayfs")
+    made = configure(base, driver, program)
+    try:
+        yield made
+    finally:
+        clear(made)
+
+
+def configure(base: Path, driver: str, program: Path, user: tuple[str, ...] = ()) -> Store:
+    """Write the files that make a directory a store."""
     settings = f'[storage]\ndriver="{"vfs" if driver == "vfs" else "overlay"}"\n'
-    settings += f'runroot="{base}/run"\ngraphroot="{base}/store"\n'
+    settings += f'runroot="{base}/run"\ngraphroot="{base}/store"\nrootless_storage_path="{base}/store"\n'
     if driver in ("ours", "fuse-overlayfs"):
-        program = write_program(base / "overlayfs-py") if driver == "ours" else Path("/usr/bin/fuse-overlayfs")
-        settings += f'[storage.options.overlay]\nmount_program="{program}"\n{options}'
+        settings += f'[storage.options.overlay]\nmount_program="{program}"\n'
     (base / "storage.conf").write_text(settings)
     (base / "containers.conf").write_text(_CONTAINERS.format(base=base))
     (base / "TMPDIR").mkdir()
@@ -102,19 +111,19 @@ def store(base: Path, driver: str = "ours", user: tuple[str, ...] = (), options:
         "TMPDIR": f"{base}/TMPDIR",
         "BUILDAH_ISOLATION": "oci",
     }
-    made = Store(base, user, environment)
-    try:
-        yield made
-    finally:
-        _clear(made)
+    return Store(base, user, environment)
 
 
-def _clear(made: Store) -> None:
+def clear(made: Store) -> None:
+    """Remove all that a store holds, and the store."""
     made.podman("rm", "--all", "--force", "--time", "0")
     made.podman("rmi", "--all", "--force")
     made.podman("volume", "prune", "--force")
     if mounted_at(made.base / "store" / "overlay"):
-        subprocess.run([*made.user, "umount", made.base / "store" / "overlay"], check=True)
+        subprocess.run(["umount", made.base / "store" / "overlay"], check=True)
     left = made.left()
     assert not left, "\n".join(["left in the store:", *left])
-    subprocess.run([*made.user, "rm", "-rf", "--one-file-system", made.base], check=True)
+    if made.user:
+        # Ends the process that keeps the user namespace.
+        made.podman("system", "migrate")
+    subprocess.run(["rm", "-rf", "--one-file-system", made.base], check=True)
