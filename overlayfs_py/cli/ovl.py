@@ -12,7 +12,7 @@ from overlayfs_py import __version__
 from overlayfs_py.cli import rootless
 
 # The modules that have commands, each with a list of them; where two have one of the same name, the first counts.
-MODULES: Final = ("overlayfs_py.cli.images",)
+MODULES: Final = ("overlayfs_py.cli.images", "overlayfs_py.cli.drivers")
 
 EPILOG: Final = """\b
 Examples:
