@@ -1,12 +1,13 @@
 # On a fresh Debian 12 machine with git, make and root (or sudo): `make demo` and `make test` install what they need.
 
-.PHONY: help ready build lint test test-sanitized demo bench profile clean
+.PHONY: help ready build lint test test-sanitized test-engines demo bench profile clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   mount a stack of layers with a Debian root in it, and look at it'
 	@echo 'make test   every check there is'
 	@echo 'make test-sanitized   the part of it that is run with ASan and UBSan alone'
+	@echo 'make test-engines   podman, buildah, skopeo and Docker on our mounts alone'
 	@echo 'make bench  measure every peer; a part of it with ONLY=walk,untar PEERS=kernel,portable ROUNDS=5'
 	@echo 'make profile WORKLOAD=untar   what the kernel asks, and where the daemon spends its time'
 	@echo 'make build  compile the hot modules beside their sources'
@@ -14,7 +15,7 @@ help:
 
 ifneq ($(shell id -u),0)
 
-ready build lint test test-sanitized demo bench profile clean:
+ready build lint test test-sanitized test-engines demo bench profile clean:
 	@exec sudo $(MAKE) --no-print-directory $@ $(MAKEOVERRIDES)
 
 else
@@ -47,6 +48,9 @@ test: lint
 test-sanitized: build
 	@echo '== the native engine and the core, with ASan and UBSan'
 	@$(subst $(PYTHON),tools/sanitized,$(PYTEST)) $(PARALLEL) tests/native tests/core tests/options/test_data.py
+
+test-engines: build
+	@$(PYTEST) $(PARALLEL) tests/engines
 
 demo: build
 	@tools/demo
