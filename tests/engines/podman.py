@@ -51,6 +51,16 @@ class Store:
     def podman(self, *arguments: str, limit: float = 60.0) -> str:
         return self.run("podman", *arguments, limit=limit)
 
+    def inside(self, name: str, script: str, *options: str) -> str:
+        """What a script prints in a new container, which is stopped then but stays.
+
+        `podman run` in the foreground may wait 20 seconds for a file that its own clean-up has removed.
+        """
+        self.podman("run", "--detach", "--name", name, *options, IMAGE, "sleep", "1000")
+        said = self.podman("exec", name, "sh", "-c", script)
+        self.podman("stop", "--time", "0", name)
+        return said
+
     def pull(self, layout: Path) -> None:
         """Take the image of an OCI layout in, under the name IMAGE."""
         found = self.podman("pull", "--quiet", f"oci:{layout}:{TAG}")

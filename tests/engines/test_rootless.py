@@ -81,7 +81,7 @@ def test_a_user_changes_commits_and_builds_as_root_does(
     with store(scratch / "podman-root", "vfs") as root:
         root.pull(layout)
         for each in (rootless, root):
-            each.podman("run", "--name", "changed", IMAGE, "sh", "-c", CHANGES)
+            each.inside("changed", CHANGES)
             each.podman("commit", "--quiet", "changed", "localhost/changed")
             each.podman("rm", "changed")
             each.podman(
@@ -127,13 +127,15 @@ def test_owners_are_those_of_the_image_whatever_the_mapping(
     rootless: Store, mapping: tuple[str, ...], identity: str
 ) -> None:
     script = "id -u; stat -c %u:%g /data/becomes-file /data/keep/a /data/tree/deep; stat -c %a /data/keep/setuid"
-    found = rootless.podman("run", "--rm", *mapping, IMAGE, "sh", "-c", script).split()
+    found = rootless.inside("mapped", script, *mapping).split()
+    rootless.podman("rm", "mapped")
     assert found == [identity, "3:4", "1000:1000", "5:6", "4755"]
 
 
 def test_root_of_a_mapped_container_changes_the_tree_as_one_without_a_mapping(rootless: Store) -> None:
     script = f"{CHANGES}\nstat -c '%u:%g %n' /data/* /data/keep/*"
-    plain = rootless.podman("run", "--rm", IMAGE, "sh", "-c", script)
-    mapped = rootless.podman("run", "--rm", "--uidmap", "0:1:5000", "--gidmap", "0:1:5000", IMAGE, "sh", "-c", script)
+    plain = rootless.inside("plain", script)
+    mapped = rootless.inside("mapped", script, "--uidmap", "0:1:5000", "--gidmap", "0:1:5000")
+    rootless.podman("rm", "plain", "mapped")
     assert mapped == plain
     assert "12:34 /data/keep/owner" in plain
