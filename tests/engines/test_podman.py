@@ -15,6 +15,8 @@ from tests.support.trees import Tree, compare_trees
 
 Stores = dict[str, Store]
 
+_START = time.time_ns()  # of the run, before there is any store
+
 
 @pytest.fixture(scope="module")
 def stores(scratch: Path, layout: Path) -> Iterator[Stores]:
@@ -38,11 +40,10 @@ def same(trees: dict[str, Tree]) -> None:
 
 
 def test_an_image_is_the_same_tree_on_each_driver(stores: Stores) -> None:
-    same({name: each.tree_of(IMAGE, time.time_ns()) for name, each in stores.items()})
+    same({name: each.tree_of(IMAGE, _START) for name, each in stores.items()})
 
 
 def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(stores: Stores, tmp_path: Path) -> None:
-    since = time.time_ns()
     listed, trees = {}, {}
     # The kernel's driver parts hard links, and podman can't list a file that became a directory with it.
     for name in ("ours", "vfs"):
@@ -51,7 +52,7 @@ def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(stores: 
         listed[name] = sorted(each.podman("diff", "changed").splitlines())
         each.podman("commit", "--quiet", "changed", "localhost/changed")
         each.podman("rm", "changed")
-        trees[name] = each.tree_of("localhost/changed", since)
+        trees[name] = each.tree_of("localhost/changed", _START)
     same(trees)
     assert listed["ours"] == listed["vfs"]
     assert len(listed["ours"]) > 20
@@ -59,14 +60,13 @@ def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(stores: 
     ours, kernel = stores["ours"], stores["overlay"]
     ours.podman("save", "--quiet", "--output", str(tmp_path / "saved"), "localhost/changed")
     kernel.podman("load", "--quiet", "--input", str(tmp_path / "saved"))
-    same({"ours": trees["ours"], "loaded": kernel.tree_of("localhost/changed", since)})
+    same({"ours": trees["ours"], "loaded": kernel.tree_of("localhost/changed", _START)})
     assert ours.podman("run", "--rm", "localhost/changed", "cat", "/data/renamed/sub/new") == "inside"
 
 
 @pytest.mark.parametrize("layers", [True, False], ids=["layers", "squashed"])
 @pytest.mark.parametrize("program", ["podman", "buildah"])
 def test_a_build_of_many_steps_makes_the_same_image(stores: Stores, tmp_path: Path, program: str, layers: bool) -> None:
-    since = time.time_ns()
     make_context(tmp_path)
     (tmp_path / "Containerfile").write_text(CONTAINERFILE.format(base=IMAGE))
     name = f"localhost/built-{program}-{layers}".lower()
@@ -76,7 +76,7 @@ def test_a_build_of_many_steps_makes_the_same_image(stores: Stores, tmp_path: Pa
         each = stores[driver]
         options = (f"--layers={layers}", "--no-cache", "--network=none", "--quiet", "--tag", name)
         each.run(program, "build", *options, str(tmp_path))
-        trees[driver] = each.tree_of(name, since)
+        trees[driver] = each.tree_of(name, _START)
     same(trees)
 
 

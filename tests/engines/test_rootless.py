@@ -19,6 +19,7 @@ from tests.support.syscalls import MNT_DETACH, MS_BIND, mount, umount
 from tests.support.trees import compare_trees
 
 _ID = 4242
+_START = time.time_ns()  # of the run, before there is any store
 _AS_USER = ("setpriv", "--reuid", str(_ID), "--regid", str(_ID), "--clear-groups")
 
 
@@ -74,7 +75,6 @@ def rootless(scratch: Path, layout: Path) -> Iterator[Store]:
 def test_a_user_changes_commits_and_builds_as_root_does(
     rootless: Store, scratch: Path, layout: Path, tmp_path: Path
 ) -> None:
-    since = time.time_ns()
     context = rootless.base / "TMPDIR" / "context"
     make_context(context)
     (context / "Containerfile").write_text(CONTAINERFILE.format(base=IMAGE))
@@ -96,13 +96,13 @@ def test_a_user_changes_commits_and_builds_as_root_does(
             )
         # Read as root, who has the ids of the image.
         for image in ("localhost/changed", "localhost/built"):
-            copied = root.tree_of(image, since)
+            copied = root.tree_of(image, _START)
             root.podman("rmi", image)
             archive = rootless.base / "TMPDIR" / "saved"
             rootless.podman("save", "--quiet", "--output", str(archive), image)
             root.podman("load", "--quiet", "--input", str(archive))
             archive.unlink()
-            found = compare_trees(root.tree_of(image, since), copied, ignore=("atime", "sparse"))
+            found = compare_trees(root.tree_of(image, _START), copied, ignore=("atime", "sparse"))
             assert not found, "\n".join(map(str, found))
             assert len(copied) > 300
     shutil.rmtree(context)
