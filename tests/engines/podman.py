@@ -54,7 +54,7 @@ class Store:
     def inside(self, name: str, script: str, *options: str) -> str:
         """What a script prints in a new container, which is stopped then but stays.
 
-        `podman run` in the foreground may wait 20 seconds for a file that its own clean-up has removed.
+        Without privilege, `podman run` in the foreground takes 20 seconds longer: "Exceeded conmon timeout".
         """
         self.podman("run", "--detach", "--name", name, *options, IMAGE, "sleep", "1000")
         said = self.podman("exec", name, "sh", "-c", script)
