@@ -1,12 +1,13 @@
 # On a fresh Debian 12 machine with git, make and root (or sudo): `make demo` and `make test` install what they need.
 
-.PHONY: help ready build lint test test-sanitized demo bench profile clean
+.PHONY: help ready build lint test test-sanitized test-engines demo bench profile clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   mount a stack of layers with a Debian root in it, look at it, and run a container of it'
-	@echo 'make test   every check there is, but for the next'
+	@echo 'make test   every check there is, but for the next two'
 	@echo 'make test-sanitized   the native engine and the core once more, with ASan and UBSan'
+	@echo 'make test-engines   podman, buildah, skopeo, Docker and containerd on our mounts'
 	@echo 'make bench  measure every peer; a part of it with ONLY=walk,untar PEERS=kernel,portable ROUNDS=5'
 	@echo 'make profile WORKLOAD=untar   what the kernel asks, and where the daemon spends its time'
 	@echo 'make build  compile the hot modules beside their sources'
@@ -14,7 +15,7 @@ help:
 
 ifneq ($(shell id -u),0)
 
-ready build lint test test-sanitized demo bench profile clean:
+ready build lint test test-sanitized test-engines demo bench profile clean:
 	@exec sudo $(MAKE) --no-print-directory $@ $(MAKEOVERRIDES)
 
 else
@@ -41,11 +42,16 @@ test: lint
 	@$(PYTEST) -p tests.pure tests/core tests/test_modes.py
 	@echo '== everything, compiled'
 	@tools/debian-tree >build/debian-tree
-	@$(PYTEST) $(PARALLEL)
+	@$(PYTEST) $(PARALLEL) --ignore=tests/engines
 
 test-sanitized: build
 	@echo '== the native engine and the core, with ASan and UBSan'
 	@$(subst $(PYTHON),tools/sanitized,$(PYTEST)) $(PARALLEL) tests/native tests/core tests/options/test_data.py
+
+test-engines: build
+	@tools/bootstrap --engines
+	@echo '== the container engines on our mounts'
+	@$(PYTEST) $(PARALLEL) tests/engines
 
 demo: build
 	@tools/demo

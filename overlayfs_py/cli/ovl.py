@@ -21,6 +21,7 @@ MODULES: Final = (
     "overlayfs_py.cli.container_files",
     "overlayfs_py.cli.container_usage",
     "overlayfs_py.cli.images",
+    "overlayfs_py.cli.drivers",
 )
 
 EPILOG: Final = """\b
@@ -66,7 +67,8 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if not ctx.resilient_parsing:
+        # Other engines make a namespace of their own, or need the machine's root.
+        if not ctx.resilient_parsing and args[:1] != ["driver"]:
             # Before any command does anything: it goes on in a user namespace, where it may.
             rootless.enter(ctx.params.get("root"))
         return super().resolve_command(ctx, args)

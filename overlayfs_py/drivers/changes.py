@@ -1,0 +1,118 @@
+"""Changes of configuration files that can be shown before they are made, and taken back afterwards."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_BACKUP: Final = ".before-overlayfs-py"
+
+
+class DriverError(Exception):
+    """An engine cannot be configured, or its configuration not be taken back; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The text that a file shall have, and the mode of a file that is new."""
+
+    path: Path
+    text: str
+    mode: int = 0o644
+
+
+def difference(change: Change) -> str:
+    """What a change does to its file, as a unified diff; empty when nothing."""
+    old = _read(change.path)
+    lines = difflib.unified_diff(
+        (old or "").splitlines(keepends=True),
+        change.text.splitlines(keepends=True),
+        str(change.path) if old is not None else os.devnull,
+        str(change.path),
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def make(changes: Sequence[Change]) -> None:
+    """Make all changes, each with a backup beside its file, or none of them. Raises OSError."""
+    made: list[Path] = []
+    try:
+        for change in changes:
+            old = _read(change.path)
+            if old == change.text:
+                continue
+            change.path.parent.mkdir(parents=True, exist_ok=True)
+            backup = _backup(change.path)
+            # The first backup is what the user had, whatever we have written since.
+            first = json.loads(backup.read_text())["before"] if backup.exists() else old
+            _write(backup, json.dumps({"before": first, "after": change.text}), 0o600)
+            made.append(change.path)
+            _write(change.path, change.text, change.mode)
+    except OSError:
+        undo(made)
+        raise
+
+
+def undo(paths: Sequence[Path]) -> list[Path]:
+    """Give files back what they had before `make`, newest first; returns those that had been changed.
+
+    Raises DriverError, and changes nothing, where another has written to one since.
+    """
+    found: list[tuple[Path, str | None]] = []
+    for path in reversed(paths):
+        backup = _backup(path)
+        if not backup.exists():
+            continue
+        kept = json.loads(backup.read_text())
+        if _read(path) not in (kept["before"], kept["after"]):
+            raise DriverError(f"{path} was changed since: take it back by hand, what it had is in {backup}")
+        found.append((path, kept["before"]))
+    for path, before in found:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            _write(path, before, 0o644)
+        _backup(path).unlink()
+    return [path for path, _ in found]
+
+
+def _backup(path: Path) -> Path:
+    return path.with_name(path.name + _BACKUP)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise DriverError(f"{path} is not UTF-8") from error
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Replace a file in one step; the mode and owner of one that exists stay."""
+    # A link stays one, and what it names is changed.
+    path = path.resolve()
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w") as file:
+            file.write(text)
+            try:
+                st = path.stat()
+            except FileNotFoundError:
+                os.fchmod(descriptor, mode)
+            else:
+                os.fchown(descriptor, st.st_uid, st.st_gid)
+                os.fchmod(descriptor, st.st_mode & 0o7777)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

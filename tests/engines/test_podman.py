@@ -1,0 +1,126 @@
+"""podman and buildah on our mounts, beside the kernel's overlay driver and the one that copies whole trees (vfs)."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.engines.image import CHANGES, CONTAINERFILE, make_context
+from tests.engines.podman import IMAGE, Store, store
+from tests.support.trees import Tree, compare_trees
+
+Stores = dict[str, Store]
+
+_START = time.time_ns()  # of the run, before there is any store
+
+
+@pytest.fixture(scope="module")
+def stores(scratch: Path, layout: Path) -> Iterator[Stores]:
+    """Stores of three drivers, each with the image."""
+    with ExitStack() as stack:
+        made = {
+            name: stack.enter_context(store(scratch / f"podman-{name}", name)) for name in ("ours", "overlay", "vfs")
+        }
+        for each in made.values():
+            each.pull(layout)
+        yield made
+
+
+def same(trees: dict[str, Tree]) -> None:
+    """All trees are equal, entry by entry, but for access times and for how sparse their files are."""
+    ours = trees["ours"]
+    assert len(ours) > 300
+    for name, other in trees.items():
+        found = compare_trees(ours, other, ignore=("atime", "sparse"))
+        assert not found, "\n".join([f"ours and {name}:", *map(str, found[:40])])
+
+
+def test_an_image_is_the_same_tree_on_each_driver(stores: Stores) -> None:
+    same({name: each.tree_of(IMAGE, _START) for name, each in stores.items()})
+
+
+def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(stores: Stores, tmp_path: Path) -> None:
+    listed, trees = {}, {}
+    # The kernel's driver parts hard links, and podman can't list a file that became a directory with it.
+    for name in ("ours", "vfs"):
+        each = stores[name]
+        each.podman("run", "--name", "changed", IMAGE, "sh", "-c", CHANGES)
+        listed[name] = sorted(each.podman("diff", "changed").splitlines())
+        each.podman("commit", "--quiet", "changed", "localhost/changed")
+        each.podman("rm", "changed")
+        trees[name] = each.tree_of("localhost/changed", _START)
+    same(trees)
+    assert listed["ours"] == listed["vfs"]
+    assert len(listed["ours"]) > 20
+
+    ours, kernel = stores["ours"], stores["overlay"]
+    ours.podman("save", "--quiet", "--output", str(tmp_path / "saved"), "localhost/changed")
+    kernel.podman("load", "--quiet", "--input", str(tmp_path / "saved"))
+    same({"ours": trees["ours"], "loaded": kernel.tree_of("localhost/changed", _START)})
+    assert ours.podman("run", "--rm", "localhost/changed", "cat", "/data/renamed/sub/new") == "inside"
+
+
+@pytest.mark.parametrize("layers", [True, False], ids=["layers", "squashed"])
+@pytest.mark.parametrize("program", ["podman", "buildah"])
+def test_a_build_of_many_steps_makes_the_same_image(stores: Stores, tmp_path: Path, program: str, layers: bool) -> None:
+    make_context(tmp_path)
+    (tmp_path / "Containerfile").write_text(CONTAINERFILE.format(base=IMAGE))
+    name = f"localhost/built-{program}-{layers}".lower()
+    trees = {}
+    # The kernel's driver parts hard links.
+    for driver in ("ours", "vfs"):
+        each = stores[driver]
+        options = (f"--layers={layers}", "--no-cache", "--network=none", "--quiet", "--tag", name)
+        each.run(program, "build", *options, str(tmp_path))
+        trees[driver] = each.tree_of(name, _START)
+    same(trees)
+
+
+def test_a_container_keeps_its_changes_over_stop_and_start(stores: Stores) -> None:
+    ours = stores["ours"]
+    ours.podman("run", "--detach", "--name", "long", IMAGE, "sleep", "1000")
+    ours.note_connections(ours.podman("mount", "long"))
+    ours.podman("umount", "long")
+    ours.podman("exec", "long", "sh", "-c", "rm -rf /data/tree && mkdir /data/tree && echo kept >/data/tree/new")
+    ours.podman("stop", "--time", "0", "long")
+    ours.podman("start", "long")
+    assert ours.podman("exec", "long", "cat", "/data/tree/new") == "kept"
+    assert ours.podman("exec", "long", "ls", "/data/tree") == "new"
+    ours.podman("rm", "--force", "--time", "0", "long")
+
+
+def test_eight_containers_run_at_once(stores: Stores) -> None:
+    ours = stores["ours"]
+    script = f"{CHANGES}\nfor i in $(seq 50); do echo $i >/data/tree/$i; done; ls /data/tree | wc -l"
+    with ThreadPoolExecutor(8) as pool:
+        runs = [pool.submit(ours.podman, "run", "--rm", IMAGE, "sh", "-c", script, limit=110.0) for _ in range(8)]
+        assert [run.result() for run in runs] == ["51"] * 8
+
+
+def test_an_overlay_volume_leaves_its_source_alone(stores: Stores, tmp_path: Path) -> None:
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "sub" / "file").write_text("old")
+    script = "rm -r /volume/sub && mkdir /volume/sub && echo new >/volume/sub/other && ls /volume/sub"
+    volume = f"{tmp_path}/source:/volume:O"
+    assert stores["ours"].podman("run", "--rm", "--volume", volume, IMAGE, "sh", "-c", script) == "other"
+    assert [path.name for path in (tmp_path / "source" / "sub").iterdir()] == ["file"]
+
+
+def test_skopeo_copies_a_layer_out_of_the_store_as_it_came_in(stores: Stores, layout: Path, tmp_path: Path) -> None:
+    ours = stores["ours"]
+    ours.run("skopeo", "copy", "--quiet", f"containers-storage:{IMAGE}", f"dir:{tmp_path}/copied")
+    inspect = ("skopeo", "inspect", "--config", "--format", "{{.RootFS.DiffIDs}}")
+    assert ours.run(*inspect, f"dir:{tmp_path}/copied") == ours.run(*inspect, f"oci:{layout}:start")
+
+
+def test_prune_leaves_nothing_of_a_container_and_no_daemon(stores: Stores) -> None:
+    ours = stores["ours"]
+    ours.podman("run", "--name", "done", IMAGE, "true")
+    ours.podman("container", "prune", "--force")
+    assert ours.podman("ps", "--all", "--quiet") == ""
+    found = subprocess.run(["pgrep", "--full", f"{ours.base}/store"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
