@@ -1,0 +1,1 @@
+"""The faces that other container engines call."""
