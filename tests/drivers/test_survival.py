@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-from grpc_tools import protoc
 
 from overlayfs_py.drivers.containerd import snapshots_pb2 as api
 from tests.conftest import Layers
@@ -188,10 +187,12 @@ def test_the_socket_is_for_root_alone(process: Process) -> None:
 
 
 def test_the_generated_code_is_that_of_the_definition(layers: Layers) -> None:
-    name = "overlayfs_py/drivers/containerd/snapshots.proto"
-    well_known = Path(protoc.__file__).parent / "_proto"
-    made = layers.base / "descriptors"
-    arguments = ["protoc", f"-I{REPOSITORY}", f"-I{well_known}", f"--descriptor_set_out={made}", name]
-    assert protoc.main(arguments) == 0
-    # A set of one file is that file, in field 1: its tag and its length come before it.
-    assert made.read_bytes().endswith(api.DESCRIPTOR.serialized_pb)
+    name = "overlayfs_py/drivers/containerd/snapshots"
+    compiler = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={layers.base}", f"{name}.proto"]
+    subprocess.run(compiler, cwd=REPOSITORY, check=True)
+
+    def definition(top: Path) -> list[str]:
+        return [line for line in (top / f"{name}_pb2.py").read_text().splitlines() if "AddSerializedFile" in line]
+
+    assert len(definition(REPOSITORY)) == 1
+    assert definition(layers.base) == definition(REPOSITORY)
