@@ -1,1 +1,0 @@
-"""Container engines that run on our mounts."""
