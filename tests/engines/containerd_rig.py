@@ -144,12 +144,10 @@ class Containerd:
         target.mkdir(exist_ok=True)
         command = self.snapshots(kind, "view", "--target", str(target), f"view-{key}", key).split()
         assert command[:2] == ["mount", "-t"] and command[5] == "-o", command
-        name, source, options = command[2], command[3], command[6]
-        helper, _, subtype = name.rpartition(".")
-        # mount(8) would give our program another PATH than containerd does.
-        words = [f"mount.{helper}", source, target, "-o", options, "-t", subtype]
-        if not helper:
-            words = ["mount", "-t", name, "-o", options, source, target]
+        helper, _, subtype = command[2].rpartition(".")
+        source, options = command[3], command[6]
+        # mount(8) would look for our program on another PATH than containerd does.
+        words = [f"mount.{helper}" if helper else "mount", source, str(target), "-o", options, "-t", subtype]
         subprocess.run(words, env=self._environment(), check=True, timeout=_LIMIT)
         try:
             return read_tree(os.fsencode(target), self.since)

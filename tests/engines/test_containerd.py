@@ -60,8 +60,8 @@ def test_changes_in_a_container_are_seen_in_it_diffed_and_committed_as_on_overla
         kept.append(engine.tree(kind, f"commit-{kind}"))
         engine.release(kind, f"commit-{kind}")
         assert f"commit-{kind}" not in engine.snapshots(kind, "ls")
-    check_same(*lived, LINKS)
-    check_same(*kept, LINKS)
+    for ours, theirs in (lived, kept):
+        check_same(ours, theirs, LINKS)
     names = {name for name in diffs[0].keys() | diffs[1].keys() if diffs[0].get(name) != diffs[1].get(name)}
     assert {"data/.wh.gone", "data/keep/moved", "data/renamed/sub/new"} <= diffs[0].keys()
     assert names <= {"data/keep/one", "data/keep/two", "data/keep/three"}, {
