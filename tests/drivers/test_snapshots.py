@@ -10,7 +10,9 @@ import grpc
 import pytest
 
 from overlayfs_py.drivers.containerd import snapshots_pb2 as api
+from tests.conftest import Layers
 from tests.drivers.rig import Client, Process
+from tests.support.mounts import our_mount
 
 CODE = grpc.StatusCode
 
@@ -265,3 +267,26 @@ def test_id_mappings_become_mount_options_and_malformed_ones_are_refused(client:
     for value in ("0:1", "a:b:c", "0:1:2;reboot", "0:1:2,", " "):
         with refused(CODE.INVALID_ARGUMENT):
             client.prepare("other", "layer", {"containerd.io/snapshot/uidmapping": value})
+
+
+def test_a_mount_with_mapped_ids_shows_those_of_the_host_and_keeps_those_of_the_image(
+    client: Client, layers: Layers
+) -> None:
+    layer = committed(client, "layer")
+    os.chown(layer, 0, 0)
+    os.chown(layer / "layer", 7, 8)
+    labels = {
+        "containerd.io/snapshot/uidmapping": "0:100000:65536",
+        "containerd.io/snapshot/gidmapping": "0:200000:65536",
+    }
+    (mount,) = client.prepare("container", "layer", labels)
+    mapped = ",".join(word for word in mount.options if "mapping=" in word)
+    own = upper([mount])
+    with our_mount(layers.mnt, [layer], own, option(mount, "workdir"), mapped):
+        shown = (layers.mnt / "layer").stat()
+        assert (shown.st_uid, shown.st_gid) == (100007, 200008)
+        (layers.mnt / "new").touch()
+        os.chown(layers.mnt / "new", 100001, 200002)
+        os.chmod(layers.mnt / "layer", 0o600)
+    kept = [(status.st_uid, status.st_gid) for status in ((own / "new").stat(), (own / "layer").stat())]
+    assert kept == [(1, 2), (7, 8)]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import pytest
 
 from overlayfs_py.drivers.containerd import snapshots_pb2 as api
 from tests.conftest import Layers
@@ -91,6 +93,12 @@ def test_what_can_not_be_removed_is_left_to_cleanup(process: Process) -> None:
     process.client.remove("active")
     assert process.client.find() == []
     (left,) = process.directories()
+    (process.root / "snapshots" / "orphan").mkdir()
+    (process.root / "snapshots" / "removed-z").mkdir()
+    with refused(CODE.INTERNAL):
+        process.client.cleanup()
+    assert process.directories() == [left], "one that stays keeps no other"
+    process.log.write_text("")
     subprocess.run(["chattr", "-i", process.root / "snapshots" / left / "fs" / "file"], check=True)
     process.client.cleanup()
     assert process.directories() == []
@@ -153,6 +161,18 @@ def test_cleanup_takes_no_snapshot_that_is_being_made(process: Process, client: 
     assert all(layer.is_dir() for layer in layers)
 
 
+def test_systemd_is_told_when_the_socket_answers(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = layers.base / "notify.sock"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(told))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(told))
+        systemd.settimeout(10)
+        with snapshotter(layers.base) as process:
+            assert systemd.recv(100) == b"READY=1"
+            assert process.client.find() == []
+        assert systemd.recv(100) == b"STOPPING=1"
+
+
 def run(*arguments: str) -> tuple[int, str]:
     program = "import sys; from overlayfs_py.cli.snapshotter import main; sys.exit(main())"
     done = subprocess.run(
@@ -166,20 +186,20 @@ def test_what_can_not_begin_says_why_in_one_line(process: Process, layers: Layer
     with sqlite3.connect(later / "metadata.db") as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    socket = str(layers.base / "other.sock")
+    other = str(layers.base / "other.sock")
     cases = [
-        (["--root", str(process.root), "--address", socket], "another snapshotter uses"),
+        (["--root", str(process.root), "--address", other], "another snapshotter uses"),
         (["--root", str(layers.lower), "--address", str(process.address)], "another process serves on"),
-        (["--root", str(layers.base / "a,b"), "--address", socket], "mount options can't carry"),
+        (["--root", str(layers.base / "a,b"), "--address", other], "mount options can't carry"),
         (["--root", str(layers.lower), "--address", f"/{'x' * 120}"], "longer than 107 bytes"),
-        (["--root", str(later), "--address", socket], "written by a later overlayfs-py"),
-        (["--root", "/dev/null/x", "--address", socket], "Not a directory"),
+        (["--root", str(later), "--address", other], "written by a later overlayfs-py"),
+        (["--root", "/dev/null/x", "--address", other], "Not a directory"),
     ]
     for arguments, reason in cases:
         status, said = run(*arguments)
         assert (status, said.count("\n"), reason in said) == (1, 1, True), said
     assert process.client.find() == [], "the one that runs is not disturbed"
-    assert not Path(socket).exists()
+    assert not Path(other).exists()
 
 
 def test_the_socket_is_for_root_alone(process: Process) -> None:

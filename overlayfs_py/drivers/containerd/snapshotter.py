@@ -149,7 +149,10 @@ class Snapshotter:
             raise
 
     def cleanup(self) -> None:
-        """Remove the directories that no snapshot has: left by a crash, or by a removal that failed."""
+        """Remove the directories that no snapshot has: left by a crash, or by a removal that failed.
+
+        Raises OSError for the first that can't be removed, once all the others are gone.
+        """
         with self._lock:
             known = {str(number) for number in self._metadata.ids()}
             left = [name for name in os.listdir(self._snapshots) if name not in known]
@@ -157,8 +160,14 @@ class Snapshotter:
                 os.path.join(self._snapshots, name) if name.startswith(_REMOVED) else self._put_aside(name)
                 for name in left
             ]
+        failed: OSError | None = None
         for path in aside:
-            _remove_tree(path)
+            try:
+                _remove_tree(path)
+            except OSError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         for label in MAPPINGS:
