@@ -16,8 +16,8 @@ import pytest
 from overlayfs_py.drivers.containerd import snapshots_pb2 as api
 from tests.conftest import Layers
 from tests.drivers.rig import Client, Process, snapshotter
-from tests.drivers.test_snapshots import CODE, committed, refused, upper
-from tests.support.mounts import REPOSITORY
+from tests.drivers.test_snapshots import CODE, committed, option, refused, upper
+from tests.support.mounts import REPOSITORY, our_mount
 
 
 def test_a_restart_changes_nothing(process: Process) -> None:
@@ -102,6 +102,20 @@ def test_what_can_not_be_removed_is_left_to_cleanup(process: Process) -> None:
     subprocess.run(["chattr", "-i", process.root / "snapshots" / left / "fs" / "file"], check=True)
     process.client.cleanup()
     assert process.directories() == []
+
+
+def test_a_commit_removes_the_work_directory_unless_a_mount_still_needs_it(process: Process, layers: Layers) -> None:
+    committed(process.client, "layer")
+    (mount,) = process.client.prepare("used", "layer")
+    work = Path(option(mount, "workdir"))
+    with our_mount(layers.mnt, [option(mount, "lowerdir")], upper([mount]), work):
+        process.client.commit("busy", "used")
+        (layers.mnt / "layer").write_text("changed")
+    assert work.is_dir()
+    (mount,) = process.client.prepare("unused", "layer")
+    process.client.commit("idle", "unused")
+    assert os.listdir(upper([mount]).parent) == ["fs"]
+    assert len(process.directories()) == 3
 
 
 def test_a_prepare_that_fails_leaves_nothing(layers: Layers) -> None:

@@ -188,8 +188,8 @@ class Metadata:
         self._set_labels(cursor.lastrowid, labels)
         return self.get(name)
 
-    def commit(self, name: str, key: str, usage: Usage, labels: Mapping[str, str]) -> None:
-        """Make the active snapshot `key` the committed one `name`, with these labels and no others.
+    def commit(self, name: str, key: str, usage: Usage, labels: Mapping[str, str]) -> int:
+        """Make the active snapshot `key` the committed one `name`, with these labels and no others; its number.
 
         Raises InvalidArgumentError, NotFoundError, AlreadyExistsError, and FailedPreconditionError for one that is
         not active.
@@ -207,6 +207,7 @@ class Metadata:
             (name, Kind.COMMITTED, now, now, usage.size, usage.inodes, snapshot.id),
         )
         self._set_labels(snapshot.id, labels)
+        return snapshot.id
 
     def remove(self, name: str) -> Snapshot:
         """Forget a snapshot. Raises NotFoundError, and FailedPreconditionError when others are built on it."""

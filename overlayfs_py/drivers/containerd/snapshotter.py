@@ -2,7 +2,7 @@
 
 ROOT/metadata.db                what is known of them
 ROOT/snapshots/NUMBER/fs        the layer: what the snapshot adds to its parents
-ROOT/snapshots/NUMBER/work      the work directory of its mount
+ROOT/snapshots/NUMBER/work      the work directory of its mount, until it is committed
 ROOT/snapshots/removed-*        on the way out
 ROOT/empty                      a lower layer for a snapshot that has no parent
 
@@ -101,8 +101,20 @@ class Snapshotter:
     def commit(self, name: str, key: str, labels: Mapping[str, str]) -> None:
         """Make an active snapshot a layer that others can be built on."""
         usage = self.usage(key)
-        with self._lock, self._metadata.transaction():
-            self._metadata.commit(name, key, usage, labels)
+        with self._lock:
+            with self._metadata.transaction():
+                number = self._metadata.commit(name, key, usage, labels)
+            try:
+                aside = self._put_work_aside(number)
+            except OSError as error:
+                log.warning("the work directory of the committed snapshot %r is left: %s", name, error)
+                return
+        if aside is None:
+            return
+        try:
+            _remove_tree(aside)
+        except OSError as error:
+            log.warning("the work directory of the committed snapshot %r is not gone from the disk: %s", name, error)
 
     def remove(self, key: str) -> None:
         """Forget a snapshot and its files. Files that can't be removed are left to `cleanup`, with a warning."""
@@ -231,11 +243,24 @@ class Snapshotter:
         return os.path.join(self._snapshots, str(number), "fs")
 
     def _put_aside(self, name: str) -> str:
-        """Rename a directory of `snapshots`, so that its number is free while it is being removed; the new path."""
+        """Rename what lies in `snapshots`, so that its name is free while it is being removed; the new path."""
         # A mkdir would fail on a full disk, where removing matters most.
-        aside = os.path.join(self._snapshots, f"{_REMOVED}{name}-{time.time_ns()}")
+        aside = os.path.join(self._snapshots, f"{_REMOVED}{name.replace('/', '-')}-{time.time_ns()}")
         os.rename(os.path.join(self._snapshots, name), aside)
         return aside
+
+    def _put_work_aside(self, number: int) -> str | None:
+        """Put the work directory of a committed snapshot aside, as no mount will need it; None if one still does.
+
+        Its index has links to files of the layer, which would count among their names.
+        """
+        work = f"{number}/work"
+        fd = os.open(os.path.join(self._snapshots, work), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # A daemon holds the lock as long as it serves.
+            return self._put_aside(work) if try_lock_dir(fd) else None
+        finally:
+            os.close(fd)
 
 
 def _remove_tree(path: str) -> None:
