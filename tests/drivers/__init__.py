@@ -1,0 +1,1 @@
+"""Tests of the faces other engines call, without these engines."""

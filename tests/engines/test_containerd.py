@@ -1,0 +1,135 @@
+"""containerd runs containers on our snapshotter, and finds what it finds on its own."""
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.engines.containerd_rig import IMAGE, OURS, THEIRS, Containerd, containerd
+from tests.engines.image import CHANGES
+from tests.support.trees import Difference, Tree, compare_trees, read_tree, show_tree
+
+
+@pytest.fixture(scope="module")
+def engine(scratch: Path) -> Iterator[Containerd]:
+    with containerd(scratch / "containerd") as running:
+        yield running
+
+
+def check_same(ours: Tree, theirs: Tree, accepted: tuple[tuple[bytes, str], ...] = ()) -> None:
+    # Access times are those of the comparison itself.
+    found = compare_trees(ours, theirs, ignore=("atime",))
+    different = [difference for difference in found if (difference.path, difference.field) not in accepted]
+    assert not different, _both(different, ours, theirs)
+
+
+def _both(different: list[Difference], ours: Tree, theirs: Tree) -> str:
+    return "\n".join([*map(str, different), "ours:", show_tree(ours), "theirs:", show_tree(theirs)])
+
+
+# The kernel's overlayfs, as containerd mounts it, parts hard links when one of them is changed; we keep them together.
+LINKS = (
+    (b"data/keep/one", "nlink"),
+    (b"data/keep/two", "nlink"),
+    (b"data/keep/two", "group"),
+    (b"data/keep/three", "nlink"),
+)
+
+
+def test_an_image_unpacks_to_the_tree_that_the_overlayfs_snapshotter_makes(engine: Containerd) -> None:
+    ours, theirs = (engine.tree(kind, engine.top(kind)) for kind in (OURS, THEIRS))
+    assert len(ours) > 300
+    check_same(ours, theirs)
+
+
+def test_changes_in_a_container_are_seen_in_it_diffed_and_committed_as_on_overlayfs(engine: Containerd) -> None:
+    lived: list[Tree] = []
+    diffs: list[dict[str, tuple[object, ...]]] = []
+    kept: list[Tree] = []
+    for kind in (OURS, THEIRS):
+        with engine.living(kind, f"changed-{kind}") as root:
+            engine.exec(f"changed-{kind}", CHANGES)
+            diffs.append(engine.difference(kind, f"changed-{kind}"))
+            assert engine.exec(f"changed-{kind}", "cat /etc/motd /data/becomes-dir/z") == "new\ny\n"
+            lived.append(read_tree(bytes(root), engine.since))
+            assert engine.snapshots(kind, "usage", f"changed-{kind}").splitlines()[1].startswith(f"changed-{kind}")
+            if kind == OURS:
+                engine.restart_snapshotter(signal.SIGTERM)
+            assert engine.exec(f"changed-{kind}", "echo after >/data/after && cat /data/after") == "after\n"
+            engine.end(f"changed-{kind}")
+            engine.snapshots(kind, "commit", f"commit-{kind}", f"changed-{kind}")
+        kept.append(engine.tree(kind, f"commit-{kind}"))
+        engine.release(kind, f"commit-{kind}")
+        assert f"commit-{kind}" not in engine.snapshots(kind, "ls")
+    check_same(lived[0], lived[1], LINKS)
+    check_same(kept[0], kept[1])
+    for diff in diffs:
+        # containerd diffs a read-only mount, which does not read the index: there these two are told apart by which of
+        # them was looked at first, and the archive has them as links of `three`, or not. Their data is the same.
+        diff.pop("data/keep/one", None)
+        diff.pop("data/keep/two", None)
+    assert diffs[0] == diffs[1]
+    assert {"data/.wh.gone", "data/keep/moved", "data/renamed/sub/new"} <= diffs[0].keys()
+
+
+def test_a_container_outlives_a_killed_snapshotter(engine: Containerd) -> None:
+    with engine.living(OURS, "outlives"):
+        engine.exec("outlives", "echo kept >/kept")
+        engine.restart_snapshotter(signal.SIGKILL)
+        assert engine.exec("outlives", "rm /etc/motd; cat /kept") == "kept\n"
+        assert ".wh.motd" in " ".join(engine.difference(OURS, "outlives"))
+    assert "outlives" not in engine.snapshots(OURS, "ls")
+
+
+def test_containerd_itself_can_be_started_again_under_a_container(engine: Containerd) -> None:
+    with engine.living(OURS, "stays"):
+        engine.exec("stays", "echo before >/before")
+        engine.process.send_signal(signal.SIGTERM)
+        engine.process.wait(30)
+        engine.start()
+        assert engine.exec("stays", "cat /before /etc/motd") == "before\nwelcome\n"
+
+
+def test_eight_containers_at_once_see_their_own_changes_alone(engine: Containerd) -> None:
+    def run(number: int) -> str:
+        change = f"echo >/own-{number}; rm -rf /data/tree; echo {number} >/etc/motd; sleep 1"
+        return engine.container(
+            OURS, f"many-{number}", f"{change}; cat /etc/motd; ls -d /data/tree /own* 2>&1; echo end"
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(run, range(8)))
+    gone = "ls: /data/tree: No such file or directory"
+    assert [sorted(words.splitlines()) for words in said] == [
+        sorted([str(number), gone, f"/own-{number}", "end"]) for number in range(8)
+    ]
+    assert engine.container(OURS, "after", "cat /etc/motd; ls -d /own* 2>/dev/null || echo none") == "welcome\nnone\n"
+
+
+def test_a_container_in_a_user_namespace_owns_the_files_of_its_image(engine: Containerd) -> None:
+    maps = ("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536")
+    script = "stat -c '%u %g %n' /etc/motd /data/becomes-file; echo x >/new; stat -c %u /new; cat /proc/self/uid_map"
+    said = engine.container(OURS, "mapped", script, *maps).split()
+    assert said == ["0", "0", "/etc/motd", "3", "4", "/data/becomes-file", "0", "0", "100000", "65536"]
+
+
+def test_what_a_second_namespace_removes_is_its_own(engine: Containerd) -> None:
+    engine.collect()
+    before = engine.snapshotter.directories()
+    engine.load(OURS, "second")
+    engine.ctr("-n", "second", "image", "rm", "--sync", IMAGE)
+    assert engine.snapshotter.directories() == before
+    assert engine.container(OURS, "first", "cat /etc/motd") == "welcome\n"
+
+
+def test_removing_the_image_removes_its_layers_and_nothing_stays_mounted(engine: Containerd) -> None:
+    engine.collect()
+    assert len(engine.snapshotter.directories()) == 3
+    engine.ctr("image", "rm", "--sync", IMAGE)
+    assert engine.snapshotter.directories() == []
+    assert engine.mounts() == []
+    engine.load(OURS)
+    engine.load(THEIRS)
+    assert len(engine.snapshotter.directories()) == 3
