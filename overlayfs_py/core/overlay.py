@@ -17,7 +17,7 @@ from overlayfs_py.core.marks import Marks
 from overlayfs_py.core.merged import MergedNames
 from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable
 from overlayfs_py.core.requests import Job
-from overlayfs_py.core.work import Work
+from overlayfs_py.core.work import Work, read_index
 from overlayfs_py.errors import LayerError
 from overlayfs_py.sys import credentials, paths, xattrs
 
@@ -65,6 +65,7 @@ class Overlay:
         self.config = config
         self.layers: list[Layer] = []
         self.work: Work | None = None
+        self.index: Layer | None = None
         self.copying: dict[Node, Job] = {}
         share = max(_MINIMUM_CACHE, min(_MAXIMUM_CACHE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self.dirs = DirCache(share)
@@ -135,9 +136,10 @@ class Overlay:
             credentials.has_capability(credentials.CAP_SYS_ADMIN) and credentials.in_initial_user_namespace()
         )
         self.marks = Marks(user=user)
-        self.index: Layer | None = None
         if self.work is not None:
             self._open_work(self.work)
+        if self.upper is not None and config.index is not False:
+            self._open_index()
         redirects = config.redirect_dir or ("nofollow" if user else "on")
         self.follow_redirects = redirects != "nofollow"
         self.write_redirects = redirects == "on"
@@ -164,12 +166,12 @@ class Overlay:
         if not work.exclusive:
             log.warning("another mount holds the work directory: it is not cleared, and changes may collide")
         work.probe(self.marks)
-        if self.config.index is not False:
-            self._open_index(work)
 
-    def _open_index(self, work: Work) -> None:
-        """Hard links of lowers are kept through the index where every lower can tell its files by handle."""
-        assert self.upper is not None
+    def _open_index(self) -> None:
+        """Hard links of lowers are kept through the index where every lower can tell its files by handle.
+
+        A read-only mount reads the index that there is, since the names in the upper layer are links into it.
+        """
         lowers = [real.layer for real in self.lower_roots]
         ambiguous = ambiguous_uuids(lowers)
         nameless = [layer for layer in lowers if layer.inode_of is None or layer.uuid in ambiguous]
@@ -177,9 +179,13 @@ class Overlay:
             where = os.fsdecode(nameless[0].path)
             log.warning("files of %s can't be told by handle: hard links break on copy-up", where)
             return
-        self.index = work.open_index()
-        if work.exclusive:
-            index.clean(self)
+        if self.work is not None:
+            self.index = self.work.open_index()
+            if self.work.exclusive:
+                index.clean(self)
+            return
+        assert self.config.workdir is not None
+        self.index = read_index(self.config.workdir, mount_flags=self.config.mount_flags)
 
     def close(self) -> None:
         """Close every descriptor and release the work directory."""
@@ -193,6 +199,9 @@ class Overlay:
         if self.work is not None:
             self.work.close()
             self.work = None
+        if self.index is not None:
+            self.index.close()
+            self.index = None
         for layer in self.layers:
             layer.close()
         self.layers = []

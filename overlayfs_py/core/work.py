@@ -13,7 +13,7 @@ import os
 import stat
 from typing import Literal
 
-from overlayfs_py.core.layers import Layer
+from overlayfs_py.core.layers import Layer, open_lower
 from overlayfs_py.core.marks import WHITEOUT_DEVICE, Marks
 from overlayfs_py.errors import LayerError
 from overlayfs_py.sys import files, locking, paths, xattrs
@@ -87,7 +87,6 @@ class Work:
         "counter",
         "exclusive",
         "fd",
-        "index",
         "lock_fd",
         "prefix",
         "rename_whiteout",
@@ -102,7 +101,6 @@ class Work:
         Where another mount holds it, nothing in it changes.
         """
         self.lock_fd = self.fd = -1
-        self.index: Layer | None = None
         self.prefix = b"#" + os.urandom(4).hex().encode() + b"-"
         self.counter = 0
         self.exclusive = False
@@ -192,8 +190,7 @@ class Work:
     def open_index(self) -> Layer:
         """The index directory, made if it isn't there."""
         _make_dir(self.lock_fd, b"index")
-        self.index = Layer(b"index", paths.open_dir_at(self.lock_fd, b"index"), 0)
-        return self.index
+        return Layer(b"index", paths.open_dir_at(self.lock_fd, b"index"), 0)
 
     def temporary_name(self) -> bytes:
         self.counter += 1
@@ -313,13 +310,24 @@ class Work:
 
     def close(self) -> None:
         """Release the lock and the descriptors."""
-        if self.index is not None:
-            self.index.close()
-            self.index = None
         for fd in (self.fd, self.lock_fd, self.whiteout_fd):
             if fd >= 0:
                 os.close(fd)
         self.fd = self.lock_fd = self.whiteout_fd = -1
+
+
+def read_index(path: bytes, *, mount_flags: int) -> Layer | None:
+    """The index directory in the work directory at `path`, for a mount that changes nothing; None where there is none.
+
+    Raises LayerError where the work directory can't be opened.
+    """
+    root = open_lower(path, mount_flags=mount_flags)
+    try:
+        return Layer(b"index", paths.open_dir_at(root, b"index"), 0)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(root)
 
 
 def _make_dir(dir_fd: int, name: bytes) -> None:

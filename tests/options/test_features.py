@@ -122,6 +122,25 @@ def test_hard_links_stay_together_with_an_index(layers: Layers, engine: str) -> 
         assert (layers.mnt / "b").read_text() == "changed"
 
 
+def test_a_read_only_mount_shows_the_hard_links_of_the_index_and_changes_none(layers: Layers, engine: str) -> None:
+    (layers.lower / "a").write_text("lower")
+    for name in "bc":
+        (layers.lower / name).hardlink_to(layers.lower / "a")
+    with mounted(layers, "index=on", engine):
+        (layers.mnt / "a").write_text("changed")
+        (layers.mnt / "new").hardlink_to(layers.mnt / "b")
+        (layers.mnt / "c").unlink()
+    before = sorted(path.name for path in layers.work.rglob("*"))
+    with mounted(layers, "ro", engine):
+        seen = [(layers.mnt / name).stat() for name in ("a", "b", "new")]
+        assert {(st.st_ino, st.st_nlink) for st in seen} == {(seen[0].st_ino, 3)}
+        assert (layers.mnt / "b").read_text() == "changed"
+        assert not (layers.mnt / "c").exists()
+    assert sorted(path.name for path in layers.work.rglob("*")) == before
+    with mounted(layers, "ro,index=off", engine):
+        assert [(layers.mnt / name).read_text() for name in "ab"] == ["changed", "lower"]
+
+
 def test_hard_links_break_without_an_index(layers: Layers, engine: str) -> None:
     (layers.lower / "a").write_text("lower")
     (layers.lower / "b").hardlink_to(layers.lower / "a")
