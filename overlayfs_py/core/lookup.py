@@ -353,6 +353,8 @@ def _metacopy_data(fs: Overlay, below: Sequence[Real], real: Real, redirect: byt
         own = marks.NO_FILE_MARKS if real.layer.data_only else _file_marks(fs, real, st)
         if not own.metacopy:
             return real
+        # Its data is below even where an opaque directory on the way hides all that is.
+        trail.ended = False
         redirect = own.redirect
 
 

@@ -15,6 +15,7 @@ from tests.differential.script import (
     Remount,
     RemoveXattr,
     Rename,
+    Rotate,
     Script,
     Stat,
     Step,
@@ -112,6 +113,20 @@ CASES: Final = {
             Step(Chmod(b"d/e", 0o700)),
             Step(Remount()),
             Step(Readdir(b"d/e")),
+        ),
+    ),
+    "an opaque directory does not hide the data of a metacopy in it": Script(
+        "metacopy",
+        ((Node(b"f", data=b"data"),),),
+        (
+            Step(Mkdir(b"d")),
+            Step(Rename(b"f", b"d/f")),
+            Step(Rotate()),
+            Step(Rename(b"d/f", b"g")),
+            Step(Remount()),
+            Step(Read(b"g")),
+            Step(Rotate()),
+            Step(Read(b"g")),
         ),
     ),
 }
