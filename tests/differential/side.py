@@ -44,6 +44,7 @@ PROFILES = {
         Profile("userxattr", "userxattr,index=on,xino=on", "userxattr", prefix=USER),
         Profile("portable", "redirect_dir=on,index=on,xino=on,metacopy=off", "engine=portable"),
         Profile("passthrough", "redirect_dir=on,index=on,xino=on,metacopy=off", "engine=native,io=passthrough"),
+        Profile("uring", "redirect_dir=on,index=on,xino=on,metacopy=off", "engine=native,uring=on"),
         Profile("rootless", "userxattr,xino=on", "", prefix=USER, user_namespace=True),
     )
 }

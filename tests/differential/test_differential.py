@@ -28,7 +28,8 @@ OPERATIONS: Final = {
     "userxattr": 1000,
     "rootless": 500,
     "portable": 1000,
-    "passthrough": 1000,
+    "passthrough": 800,
+    "uring": 800,
 }
 AT_LEAST: Final = 5000
 

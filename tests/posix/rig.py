@@ -28,10 +28,10 @@ KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours", "native", "p
 
 OURS: Final[dict[Kind, str]] = {
     "ours": "engine=portable",
-    "native": "engine=native",
-    "passthrough": "engine=native,io=passthrough",
+    "native": "engine=native,uring=off",
+    "passthrough": "engine=native,io=passthrough,uring=on",
 }
-"""The options that choose what carries our requests."""
+"""The options that choose what carries our requests: each engine, transport and I/O mode is among them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.syscalls import MNT_DETACH, mount, umount
+from tests.support.uring import switch_kept
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -143,7 +144,11 @@ def our_mount(
     options = b",".join((os.fsencode(options), os.fsencode(os.environ.get("OVERLAYFS_PY_TEST_OPTIONS", ""))))
     command = [sys.executable.encode(), b"-m", b"overlayfs_py", *([] if daemonise else [b"-f"]), b"-o"]
     command += [layer_options(lowers, upper, work, options), os.fsencode(mountpoint)]
-    with _daemon(mountpoint, command, log, daemonise=daemonise, clean_log=clean_log, limit=limit) as live:
+    with contextlib.ExitStack() as mounted:
+        daemon = _daemon(mountpoint, command, log, daemonise=daemonise, clean_log=clean_log, limit=limit)
+        # What a mount speaks over is settled when it is made.
+        with switch_kept() if b"uring=on" in options else contextlib.nullcontext():
+            live = mounted.enter_context(daemon)
         yield live
 
 

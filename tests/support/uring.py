@@ -8,17 +8,26 @@ from typing import Final
 
 SWITCH: Final = Path("/sys/module/fuse/parameters/enable_uring")
 
+_kept = False
+
 
 @contextlib.contextmanager
 def switch_kept() -> Iterator[None]:
     """For whatever may turn it on: set it back afterwards.
 
-    Of several processes at once, each sees the switch as it was before any of them.
+    Of several processes at once, each sees the switch as it was before any of them. A use within another changes
+    nothing.
     """
+    global _kept
+    if _kept:
+        yield
+        return
     with SWITCH.open("r+", encoding="ascii") as switch:
         fcntl.flock(switch, fcntl.LOCK_EX)
         before = switch.read()
+        _kept = True
         try:
             yield
         finally:
+            _kept = False
             SWITCH.write_text(before, encoding="ascii")
