@@ -251,10 +251,11 @@ def build_special_nodes() -> None:
     os.chmod("directory", 0o7755)
 
 
+@pytest.mark.parametrize("ids", [(OWNER.uid, OWNER.gid), (-1, -1)], ids=str)
 @prepared(build_special_nodes)
-def test_chown_clears_the_bits_of_all_but_directories(root: Root) -> None:
+def test_chown_clears_the_bits_of_all_but_directories(root: Root, ids: tuple[int, int]) -> None:
     for kind in NOT_SYMLINKS:
-        os.chown(kind, OWNER.uid, OWNER.gid)
+        os.chown(kind, *ids)
         assert mode_of(kind) == (0o7755 if kind == "directory" else 0o755)
 
 

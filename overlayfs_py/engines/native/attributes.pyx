@@ -23,7 +23,7 @@ from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines.native.session import NeverAsk, nothing
 
 cdef enum:
-    REGULAR = 0o100000
+    DIRECTORY = 0o040000
 
 
 cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
@@ -81,7 +81,7 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
     )
     if valid == 0:
         taken, s.capability_taken = s.capability_taken, None
-        if node.kind != REGULAR or taken == (r.nodeid, r.pid):
+        if node.kind == DIRECTORY or taken == (r.nodeid, r.pid):
             changes = Changes()
         elif not s.through.grows_old(r.nodeid) and r.asker() not in (0, OPERATIONS["getattr"](s.fs, node).uid):
             return do_getattr(s, r)
