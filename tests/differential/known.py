@@ -125,7 +125,7 @@ BETTER: Final = (
 # Marks that an upper of the kernel's may have in addition, as `better` tells.
 NEEDLESS_MARKS: Final = (
     Known(
-        "a redirect on a directory that an operation failed to move, or on an empty file",
+        "a redirect or opaque mark on a directory that could not be moved, or a redirect on an empty file",
         "the kernel's overlayfs writes it before it knows whether it will be needed; it says what is so anyway",
     ),
 )
@@ -192,8 +192,8 @@ ACCEPTED: Final = (
         "the kernel's overlayfs lists a directory of one layer as it is, whiteouts too; they lead nowhere",
     ),
     Known(
-        "opening a metacopy for writing leaves its mtime, until something is written",
-        "POSIX; the kernel's overlayfs sets it when it copies the data up",
+        "opening a metacopy for writing leaves its mtime and capabilities, until something is written",
+        "POSIX; the kernel's overlayfs changes them when it copies the data up",
     ),
     Known(
         "removing an ACL that a file does not have succeeds",
@@ -291,7 +291,7 @@ def _accepted_values(side: Where, op: Op, first: object, second: object, profile
         case HandleStat(slot=slot), {"nlink": 1}, {"nlink": 0}:
             return _is_deleted(side, slot) and _same_but(first, second, "nlink")
         case _, {"mtime": "now"}, {"mtime": int()} if profile.metacopy:
-            return _same_but(first, second, "mtime")
+            return _same_but(first, second, "mtime", "xattrs")
     return False
 
 
@@ -301,8 +301,9 @@ def _can_hold_origin(path: bytes) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _same_but(first: object, second: object, key: str) -> bool:
-    return isinstance(first, dict) and isinstance(second, dict) and {**first, key: 0} == {**second, key: 0}
+def _same_but(first: object, second: object, *keys: str) -> bool:
+    assert isinstance(first, dict) and isinstance(second, dict)
+    return all(first[key] == second.get(key) for key in first if key not in keys)
 
 
 def _is_ghost(side: Where, op: Op, entry: object) -> bool:
@@ -333,8 +334,12 @@ def better(found: Difference, prefix: str, *, metacopy: bool, failures: bool) ->
         return not found.left
     if found.field == "xattrs" and isinstance(found.left, tuple) and isinstance(found.right, tuple):
         extra = {name for name, _ in {*found.left} ^ {*found.right}}
-        redirect = {f"{prefix}redirect"} if failures and not {*found.right} - {*found.left} else set()
-        return extra <= {f"{prefix}impure"} | redirect
+        needless = set()
+        if failures and not {*found.right} - {*found.left}:
+            needless = {f"{prefix}redirect", f"{prefix}opaque"}
+        if metacopy and not {*found.left} - {*found.right}:
+            needless = {"security.capability"}
+        return extra <= {f"{prefix}impure"} | needless
     return False
 
 

@@ -290,10 +290,13 @@ def _has(entry: Entry, xattr: str) -> bool:
 
 
 def _comparable(entry: Entry, prefix: str) -> Entry:
-    """Without what may differ: all of a whiteout but its being one, the bytes of origins, how a count is noted."""
+    """Without what may differ: all of a whiteout but its being one, and how origins, counts and redirects are noted.
+
+    Each upper is mounted by the other side, too, which tells whether they mean the same.
+    """
     if entry.kind == "whiteout":
         return Entry("whiteout")
-    unsure = (f"{prefix}origin", f"{prefix}nlink")
+    unsure = (f"{prefix}origin", f"{prefix}nlink", f"{prefix}redirect")
     xattrs = tuple((name, b"(present)" if name in unsure else value) for name, value in entry.xattrs)
     if not entry.size:
         # The kernel makes metacopies of empty files, too.
