@@ -355,7 +355,8 @@ def without_needless_copies(tree: Tree, other: Tree, prefix: str, *, failures: b
             below = {inner for inner in tree if inner.startswith(path + b"/")}
             copied = "origin" in marks and below <= needless
         else:
-            copied = "origin" in marks and ("nlink" in marks or failures)
+            unmarked = prefix == USER and tree[path].kind != "file"
+            copied = ("origin" in marks and "nlink" in marks) or (failures and ("origin" in marks or unmarked))
         if copied:
             needless.add(path)
     return {path: entry for path, entry in tree.items() if path not in needless}

@@ -261,14 +261,41 @@ def _random_layer(source: random.Random, below: list[Layer]) -> Layer:
         path = (parent + b"/" if parent else b"") + source.choice(NAMES[:6] if source.randrange(8) else NAMES)
         if path in nodes:
             continue
-        node = _random_node(source, path, nodes, below)
+        node = _random_node(source, path, nodes)
         nodes[path] = node
         if node.kind == "dir" and path.count(b"/") < 3:
             directories.append(path)
+    if below and not source.randrange(3):
+        _move_a_directory(source, nodes, directories, below)
     return tuple(nodes.values())
 
 
-def _random_node(source: random.Random, path: bytes, layer: dict[bytes, Node], below: list[Layer]) -> Node:
+def _move_a_directory(
+    source: random.Random, nodes: dict[bytes, Node], directories: list[bytes], below: list[Layer]
+) -> None:
+    """Add a redirect, and a whiteout where the directory was, as a rename would; nothing if that would not fit."""
+    movable = [node.path for layer in below for node in layer if node.kind == "dir"]
+    if not movable:
+        return
+    old = source.choice(movable)
+    parent = source.choice(directories)
+    new = (parent + b"/" if parent else b"") + source.choice(NAMES[:5])
+    kept = [path for path, node in nodes.items() if node.kind != "dir"]
+    if new in nodes or _overlap(old, new) or any(_overlap(old, path) for path in kept):
+        return
+    if old in nodes or any(path.startswith(old + b"/") for path in nodes):
+        return
+    nodes[new] = Node(new, "dir", xattrs=(("@redirect", b"/" + old),))
+    nodes[new + b"/added"] = Node(new + b"/added", data=b"added")
+    nodes[old] = _out(old)
+
+
+def _overlap(one: bytes, other: bytes) -> bool:
+    """Whether one path is the other, or leads through it."""
+    return (one + b"/").startswith(other + b"/") or (other + b"/").startswith(one + b"/")
+
+
+def _random_node(source: random.Random, path: bytes, layer: dict[bytes, Node]) -> Node:
     kind = source.choice(_KINDS)
     uid = source.choice((0, 0, 1000, 1001))
     gid = source.choice((0, 0, 1000, 2000))
@@ -280,7 +307,7 @@ def _random_node(source: random.Random, path: bytes, layer: dict[bytes, Node], b
     if kind == "symlink":
         return Node(path, "symlink", source.choice(TARGETS), uid=uid, gid=gid)
     if kind == "dir":
-        return Node(path, "dir", b"", source.choice(_DIR_MODES), uid, gid, xattrs=_random_dir_xattrs(source, below))
+        return Node(path, "dir", b"", source.choice(_DIR_MODES), uid, gid, xattrs=_random_dir_xattrs(source))
     if kind == "file":
         data = path[-30:] * source.choice((1, 1, 10, 3000)) if source.randrange(5) else b""
         size = source.choice((0, 0, 0, 200_000))
@@ -289,7 +316,7 @@ def _random_node(source: random.Random, path: bytes, layer: dict[bytes, Node], b
     return Node(path, kind, b"", source.choice(_FILE_MODES) & ~stat.S_ISUID, uid, gid)
 
 
-def _random_dir_xattrs(source: random.Random, below: list[Layer]) -> tuple[tuple[str, bytes], ...]:
+def _random_dir_xattrs(source: random.Random) -> tuple[tuple[str, bytes], ...]:
     what = source.randrange(12)
     if what == 11:
         return (("@opaque", b"y"),)
@@ -297,10 +324,6 @@ def _random_dir_xattrs(source: random.Random, below: list[Layer]) -> tuple[tuple
         return (ACLS["default"],)
     if what == 9:
         return (("user.a", b"dir"),)
-    if what == 8 and below:
-        directories = [node.path for layer in below for node in layer if node.kind == "dir"]
-        if directories:
-            return (("@redirect", b"/" + source.choice(directories)),)
     return ()
 
 
