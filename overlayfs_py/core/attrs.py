@@ -38,9 +38,9 @@ def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
     with objects.reached(fs, node) as fd:
         mode = changes.mode
         if changes.clear_set_ids and mode is None:
-            before = stat.S_IMODE(os.fstat(fd).st_mode)
-            cleared = without_set_ids(before)
-            mode = cleared if cleared != before else None
+            before = os.fstat(fd)
+            cleared = without_set_ids(before, changes.in_group)
+            mode = cleared if cleared != stat.S_IMODE(before.st_mode) else None
         if changes.uid is not None or changes.gid is not None or mode is not None:
             if mode is not None and node.kind == stat.S_IFLNK:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import copyup, objects
 from overlayfs_py.core.nodes import Node
-from overlayfs_py.core.requests import Job, Steps
+from overlayfs_py.core.requests import InGroup, Job, Steps
 from overlayfs_py.sys import files as sys_files
 from overlayfs_py.sys import paths
 from overlayfs_py.sys.paths import fd_path
@@ -162,18 +162,25 @@ def write(fs: Overlay, file: File, offset: int, data: bytes) -> int:
     return os.pwrite(fs.files.fd(file.node, write=True), data, offset)
 
 
-def take_set_ids(fd: int) -> None:
-    """Take set-user-id, and set-group-id of an executable, from the open file `fd` (chmod(2))."""
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    cleared = without_set_ids(mode)
-    if cleared != mode:
+def take_set_ids(fd: int, in_group: InGroup | None = None) -> None:
+    """Take set-user-id and set-group-id from the open file `fd`, as without_set_ids has it."""
+    st = os.fstat(fd)
+    cleared = without_set_ids(st, in_group)
+    if cleared != stat.S_IMODE(st.st_mode):
         os.fchmod(fd, cleared)
 
 
-def without_set_ids(mode: int) -> int:
-    """`mode` as a write or a change of owner leaves it; set-group-id without group execution is no privilege."""
+def without_set_ids(st: os.stat_result, in_group: InGroup | None = None) -> int:
+    """The permission bits as a write or a change of owner leaves them.
+
+    Set-group-id without group execution is no privilege: members of the group keep it (chmod(2);
+    setattr_should_drop_sgid in fs/attr.c).
+    """
+    mode = stat.S_IMODE(st.st_mode)
     cleared = mode & ~stat.S_ISUID
-    return cleared & ~stat.S_ISGID if mode & stat.S_IXGRP else cleared
+    if cleared & stat.S_ISGID and (mode & stat.S_IXGRP or (in_group is not None and not in_group(st.st_gid))):
+        cleared &= ~stat.S_ISGID
+    return cleared
 
 
 def release(fs: Overlay, file: File) -> None:

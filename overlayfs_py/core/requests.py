@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 Result = TypeVar("Result")
 
 
+InGroup = Callable[[int], bool]
+
+
 class Caller(NamedTuple):
     """The process a request comes from, as the kernel names it (`struct fuse_in_header`)."""
 
@@ -21,7 +24,8 @@ class Caller(NamedTuple):
 class Changes(NamedTuple):
     """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch.
 
-    `clear_set_ids` takes set-user-id and set-group-id, where an engine has told the kernel to leave that to it.
+    `clear_set_ids` takes set-user-id and set-group-id, where an engine has told the kernel to leave that to it;
+    `in_group` tells whether who asks is in a group, of an id on disk, or may do as if. Without it, it is so.
     """
 
     mode: int | None = None
@@ -31,6 +35,7 @@ class Changes(NamedTuple):
     atime_ns: int | None = None
     mtime_ns: int | None = None
     clear_set_ids: bool = False
+    in_group: InGroup | None = None
 
 
 @dataclass(slots=True)

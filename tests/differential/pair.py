@@ -11,7 +11,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
-from tests.differential.known import ROOT_MARKS, accepted, better, undefined, without_ghosts, without_needless_copies
+from tests.differential.known import (
+    ROOT_MARKS,
+    accepted,
+    better,
+    undefined,
+    with_needless_data,
+    without_ghosts,
+    without_needless_copies,
+)
 from tests.differential.script import SCRIPT, USERS, Result, Script, Stat, Step, User, show, written
 from tests.differential.side import PROFILES, Mounter, Profile, Side, kernel, ours
 from tests.support.mounts import MountFailed
@@ -133,6 +141,8 @@ class Pair:
                 self._diverge("unmount", "", str(error), ("unmount", side.name))
         one, other = (_upper_on_disk(side, self.profile.prefix) for side in (self.first, self.second))
         prefix, failures = self.profile.prefix, bool(self.failed)
+        if failures:
+            other = with_needless_data(other, one, prefix)
         fewer = (
             without_needless_copies(one, other, prefix, failures=failures),
             without_needless_copies(other, one, prefix, failures=failures),
@@ -298,10 +308,10 @@ def _comparable(entry: Entry, prefix: str) -> Entry:
         return Entry("whiteout")
     unsure = (f"{prefix}origin", f"{prefix}nlink", f"{prefix}redirect")
     xattrs = tuple((name, b"(present)" if name in unsure else value) for name, value in entry.xattrs)
-    if not entry.size:
-        # The kernel makes metacopies of empty files, too.
+    if entry.kind == "file" and not (entry.size and _has(entry, f"{prefix}metacopy")):
+        # The kernel makes metacopies of empty files, too, and leaves a redirect when it has copied the data up.
         needless = (f"{prefix}metacopy", f"{prefix}redirect")
-        xattrs = tuple(item for item in xattrs if entry.kind != "file" or item[0] not in needless)
+        xattrs = tuple(item for item in xattrs if item[0] not in needless)
     if (f"{prefix}nlink", b"(present)") in xattrs:
         # The visible trees tell the link count; how many of the names are in the upper directory may differ.
         return replace(entry, xattrs=xattrs, nlink=0, group=b"")

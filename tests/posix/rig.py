@@ -55,12 +55,15 @@ class Traits:
     """SEEK_DATA and SEEK_HOLE tell holes from data; else a file is all data, which POSIX allows."""
     rename_whiteout: bool = True
     """RENAME_WHITEOUT works; else it fails with EINVAL."""
+    locking_bit_stays: bool = False
+    """Those outside the group leave set-group-id of a file without group execution when they change it, as wherever
+    FUSE in the kernel takes these bits itself (fuse_setattr)."""
 
 
 TRAITS: Final[dict[Kind, Traits]] = {
     "ext4": Traits(overlay=False),
     "kernel-overlay": Traits(overlay=True, stale_maps=True, half_removed=True, rename_whiteout=False),
-    "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False),
+    "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False, locking_bit_stays=True),
     "native": Traits(overlay=True),
     "passthrough": Traits(overlay=True),
 }

@@ -209,6 +209,13 @@ def test_a_setgid_bit_without_group_execution_stays_for_members(root: Root, chan
     assert mode_of("f") == 0o2666
 
 
+@pytest.mark.parametrize("change", CHANGES)
+@prepared(build_marked_for_locking)
+def test_a_setgid_bit_without_group_execution_goes_when_others_change_the_file(root: Root, change: str) -> None:
+    as_user(OTHER, lambda: CHANGES[change]("f"))
+    assert mode_of("f") == (0o2666 if root.traits.locking_bit_stays else 0o666)
+
+
 @pytest.mark.parametrize("special", [0o6000], ids=oct)
 @prepared(build_privileged)
 def test_reading_and_failing_to_write_clear_nothing(root: Root, special: int) -> None:

@@ -68,6 +68,7 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if valid & (protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW):
         now = time.time_ns()
+    clears = valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID)
     changes = Changes(
         stat.S_IMODE(op.mode) if valid & protocol.FATTR_MODE else None,
         op.uid if valid & protocol.FATTR_UID else None,
@@ -77,7 +78,8 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         else now if valid & protocol.FATTR_ATIME_NOW else get_time(op.atime, op.atimensec),
         None if not valid & protocol.FATTR_MTIME
         else now if valid & protocol.FATTR_MTIME_NOW else get_time(op.mtime, op.mtimensec),
-        clear_set_ids=valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID),
+        clear_set_ids=clears,
+        in_group=r.in_group(s) if clears else None,
     )
     if valid == 0:
         taken, s.capability_taken = s.capability_taken, None

@@ -99,7 +99,7 @@ def write_held(Session session, Request request, value):
 
 cdef clear_set_ids(Session s, Request r, object backing):
     if (<protocol.write_in*>r.op).write_flags & protocol.WRITE_KILL_SUIDGID:
-        core_files.take_set_ids(backing.fd)
+        core_files.take_set_ids(backing.fd, r.in_group(s))
 
 
 cdef Py_ssize_t write_data(Session s, Request r, object backing) except -2:
@@ -148,7 +148,7 @@ cdef take_set_ids(Session s, Request r, Node node):
     """Take set-id bits from a file that somebody else than root has changed without a WRITE that would say so."""
     backing = s.fs.files.held(node, write=True)
     if os.fstat(backing.fd).st_mode & SET_IDS and r.asker() != 0:
-        core_files.take_set_ids(backing.fd)
+        core_files.take_set_ids(backing.fd, r.in_group(s))
 
 
 cdef object copy_steps(Session s, Request r):
@@ -196,12 +196,13 @@ cdef Py_ssize_t do_open(Session s, Request r) except -2:
             OPERATIONS["release"](s.fs, file)
             raise
 
-    return s.run(r, open_steps(s, node, how, bool(op.open_flags & protocol.OPEN_KILL_SUIDGID)), finish)
+    in_group = r.in_group(s) if op.open_flags & protocol.OPEN_KILL_SUIDGID else None
+    return s.run(r, open_steps(s, node, how, in_group), finish)
 
 
-def open_steps(Session s, Node node, flags, clear_set_ids):
+def open_steps(Session s, Node node, flags, in_group):
     if flags & os.O_TRUNC:
-        changes = Changes(None, None, None, 0, None, None, clear_set_ids=clear_set_ids)
+        changes = Changes(size=0, clear_set_ids=in_group is not None, in_group=in_group)
         yield from OPERATIONS["setattr"](s.fs, node, changes)
     return (yield from OPERATIONS["open"](s.fs, node, flags & ~os.O_TRUNC))
 

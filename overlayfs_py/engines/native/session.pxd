@@ -52,6 +52,7 @@ cdef class Request:
     cdef bytes name(self)
     cdef bytes entry_name(self)
     cdef object asker(self)
+    cdef object in_group(self, Session session)
     cdef object caller(self, uint32_t umask)
 
 

@@ -83,17 +83,32 @@ cdef class Request:
         """
         if self.uid != NOBODY:
             return self.uid
-        try:
-            with open(f"/proc/{self.pid}/status", "rb") as status:
-                for line in status:
-                    if line.startswith(b"Uid:"):
-                        return int(line.split()[4])
-        except (FileNotFoundError, ProcessLookupError):
-            return -1
-        return -1
+        return next(iter(ids_of(self.pid, b"Uid:")[3:]), -1)
+
+    cdef object in_group(self, Session session):
+        """What tells whether who asks is in a group of the layers, or may do as if (setattr_should_drop_sgid)."""
+        request, pid = self, self.pid
+
+        def is_in(gid):
+            groups = {*ids_of(pid, b"Gid:")[3:], *ids_of(pid, b"Groups:")}
+            return session.fs.ids.gid_to_shown(gid) in groups or request.asker() == 0
+
+        return is_in
 
     cdef object caller(self, uint32_t umask):
         return Caller(self.uid, self.gid, self.pid, umask)
+
+
+def ids_of(pid, field):
+    """The ids in a field of /proc/PID/status (proc(5)); none where the process has ended."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(field):
+                    return [int(number) for number in line.split()[1:]]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return []
 
 
 cdef size_t op_size(uint32_t opcode, Session session):
