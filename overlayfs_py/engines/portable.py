@@ -381,6 +381,9 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
     pyfuse3.init(Portable(overlay), f"/dev/fd/{fuse_fd}", options)
     try:
         trio.run(pyfuse3.main)
+    except* ConnectionAbortedError:
+        # unmounted while a request was just being handed over (fuse_dev_do_read): pyfuse3 expects ENODEV alone
+        log.debug("unmounted with requests on their way")
     finally:
         pyfuse3.close(unmount=False)
         overlay.close()

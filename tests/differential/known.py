@@ -52,8 +52,7 @@ LEFT_OUT: Final = (
         "the kernel's overlayfs refuses it with EINVAL; container engines that nest overlays need it",
     ),
     Known(
-        "in the portable engine, a change by somebody outside a file's group leaves set-group-id where the group may not "
-        "execute it",
+        "in the portable engine, set-group-id without group execution stays when an outsider changes the file",
         "FUSE in the kernel takes these bits itself there, and leaves that one",
     ),
     Known(

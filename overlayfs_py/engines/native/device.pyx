@@ -104,7 +104,8 @@ cdef class Channel:
             with nogil:
                 count = read(self.fd, r.inward, r.capacity)
             if count < 0:
-                if c_errno == errno.ENODEV:
+                if c_errno in (errno.ENODEV, errno.ECONNABORTED):
+                    # unmounted; the second where a request was just being handed over (fuse_dev_do_read)
                     return
                 if c_errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     # interrupted, or the request was taken back before it was read

@@ -361,7 +361,7 @@ cdef class Ring:
                 self._serve_one(<Entry>self.entries[cqe.user_data - 1])
 
     cdef _lost(self, int32_t result):
-        if -result not in (errno.ENOTCONN, errno.ECANCELED, errno.ENODEV):
+        if -result not in (errno.ENOTCONN, errno.ECANCELED, errno.ENODEV, errno.ECONNABORTED):
             raise OSError(-result, f"an entry of a ring was refused: {os.strerror(-result)}")
         self.ended = True
 
