@@ -251,6 +251,7 @@ def _choose_engine(config: MountConfig) -> str:
     for option, asked, otherwise in (
         ("uring=on", config.uring == "on", "uring=auto"),
         ("io=passthrough", config.io == "passthrough", "io=cached"),
+        ("nfs_export=on", config.nfs_export, "nfs_export=off"),
     ):
         if asked:
             raise MountError(f"{option} takes the native engine, which can't be used here: {obstacle}; use {otherwise}")

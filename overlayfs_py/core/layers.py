@@ -184,6 +184,14 @@ class Numbers:
             return self._mix(place, inode)
         return place << self.shift | inode
 
+    def split(self, number: int) -> tuple[int, int] | None:
+        """The device and the inode number that a number stands for, unless it is a mixed one; None for no device."""
+        place = number >> self.shift
+        for dev, known in self.filesystems.items():
+            if known == place:
+                return dev, number & (1 << self.shift) - 1
+        return None
+
     def _mix(self, place: int, inode: int) -> int:
         mixed = (inode ^ place << 56) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
         return mixed >> (64 - self.bits)

@@ -24,6 +24,7 @@ cdef class Node:
     cdef public int opens
     cdef public int nlink
     cdef public int pinned
+    cdef public unsigned int generation
     # Yes or no.
     cdef public unsigned char removed
     cdef public unsigned char indexed

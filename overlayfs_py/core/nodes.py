@@ -44,6 +44,7 @@ class Node:
     __slots__ = (
         "aliases",
         "children",
+        "generation",
         "id",
         "indexed",
         "kind",
@@ -83,6 +84,8 @@ class Node:
         self.indexed = False
         self.nlink = 0
         self.upper_ino = 0
+        # What an engine has told the kernel beside the id, where that could be another object's later; 0: nothing.
+        self.generation = 0
         self.metacopy = False
 
     def names(self) -> list[tuple[Node, bytes]]:

@@ -6,6 +6,7 @@
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
+- export     what tells file handles of one node id apart
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
 - listing    directory positions that need no handle

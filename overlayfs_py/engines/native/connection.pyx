@@ -14,6 +14,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Beyond what fits into an enumeration.
 cdef uint64_t PASSTHROUGH = (<uint64_t>1) << 37
+cdef uint64_t NO_EXPORT_SUPPORT = (<uint64_t>1) << 38
 cdef uint64_t ALLOW_IDMAP = (<uint64_t>1) << 40
 cdef uint64_t OVER_IO_URING = (<uint64_t>1) << 41
 cdef uint64_t REQUEST_TIMEOUT = (<uint64_t>1) << 42
@@ -49,6 +50,7 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     # The kernel checks access by the ids that a mount shows, and tells whose they are only to who makes something.
     if s.fs.config.default_permissions and not s.only_root:
         wanted |= ALLOW_IDMAP
+    wanted |= protocol.EXPORT_SUPPORT if s.generations.wanted else NO_EXPORT_SUPPORT
     if s.want_uring:
         wanted |= OVER_IO_URING
     if s.fs.config.io == "passthrough":

@@ -2,7 +2,7 @@
 """Requests about names: looking up, making, linking, removing and renaming them, and forgetting what they led to."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
@@ -17,7 +17,14 @@ from overlayfs_py.core.ops import OPERATIONS
 cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
     cdef protocol.entry_out* out = <protocol.entry_out*>r.out
     cdef stat_t own
-    cdef Node parent = s.node(r.nodeid)
+    cdef Node parent
+    if s.generations.wanted and r.size > 0 and r.data[0] == c".":
+        # The kernel opens a file handle: it asks for a node it has forgotten, or for the directory of one.
+        if r.size == 2 and memcmp(r.data, b".", 2) == 0:
+            return s.run(r, OPERATIONS["lookup_id"](s.fs, r.nodeid), _entry)
+        if r.size == 3 and memcmp(r.data, b"..", 3) == 0:
+            return put_entry(s, r, OPERATIONS["lookup_parent"](s.fs, r.nodeid))
+    parent = s.node(r.nodeid)
     name = r.entry_name()
     node = s.plain.entry(parent, name, &own)
     if node is ABSENT:
@@ -32,6 +39,10 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
         put_entry_at(s, out, node, st)
     (<Node>node).lookups += 1
     return sizeof(protocol.entry_out)
+
+
+def _entry(Session session, Request request, value):
+    return put_entry(session, request, value)
 
 
 cdef forget_one(Session s, uint64_t node_id, uint64_t count):
