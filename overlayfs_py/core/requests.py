@@ -10,12 +10,16 @@ Result = TypeVar("Result")
 
 
 class Caller(NamedTuple):
-    """The process a request comes from, as the kernel names it (`struct fuse_in_header`)."""
+    """The process a request comes from, as the kernel names it (`struct fuse_in_header`).
+
+    `labels` are the security xattrs, (key, value), that what it makes is to have.
+    """
 
     uid: int
     gid: int
     pid: int
     umask: int
+    labels: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Changes(NamedTuple):
