@@ -16,6 +16,7 @@ NATIVE = (
     "overlayfs_py/engines/native/passthrough.pyx",
     "overlayfs_py/engines/native/session.pyx",
     "overlayfs_py/engines/native/answers.pyx",
+    "overlayfs_py/engines/native/extensions.pyx",
     "overlayfs_py/engines/native/names.pyx",
     "overlayfs_py/engines/native/attributes.pyx",
     "overlayfs_py/engines/native/files.pyx",

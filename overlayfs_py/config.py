@@ -94,6 +94,8 @@ class MountConfig:
     """FUSE over io_uring in the native engine; on: turn the kernel's switch on, too, and mount only with it."""
     io: Literal["cached", "passthrough"] = "cached"
     """What serves file data; passthrough: the kernel, from the layers' own files, where their data stays what it is."""
+    security_label: bool = False
+    """Whether the kernel's security module labels what is made; else the upper layer's filesystem does."""
     nfs_export: bool | None = None
     """Whether file handles can be opened whatever the kernel has forgotten; None: where the engine can."""
     unknown: tuple[str, ...] = ()
@@ -249,6 +251,8 @@ def _check_conflicts(fields: dict[str, Any]) -> None:
         raise ConfigError("uring=on takes the native engine; drop it or engine=portable")
     if fields.get("engine") == "portable" and fields.get("nfs_export"):
         raise ConfigError("nfs_export=on takes the native engine; drop it or engine=portable")
+    if fields.get("security_label") and fields.get("noxattrs"):
+        raise ConfigError("security_label and noxattrs exclude each other, as labels are xattrs; drop one")
     if fields.get("io") == "passthrough":
         if fields.get("writeback"):
             raise ConfigError("io=passthrough and writeback exclude each other in the kernel; drop one")
@@ -530,6 +534,9 @@ OPTIONS: dict[str, Option] = {
         "[=0|1]", "let the kernel gather writes", _choice("writeback", "writeback", _ZERO_ONE), bare=b"1"
     ),
     "context": Option('="CONTEXT"', "the SELinux label of every file", _context),
+    "security_label": Option(
+        "", "store the label that SELinux gives to what is made", _constant("security_label", True)
+    ),
     "nfs_export": Option(
         "=on|off",
         "file handles that open whatever is forgotten (default: on in the native engine)",

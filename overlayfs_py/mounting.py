@@ -231,7 +231,11 @@ def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Calla
         from overlayfs_py.engines import portable
     except ImportError as error:
         raise MountError(f"the {engine} engine cannot be loaded: {error}") from error
-    for option, given in (("max_write", config.max_write is not None), ("request_timeout", config.request_timeout > 0)):
+    for option, given in (
+        ("max_write", config.max_write is not None),
+        ("request_timeout", config.request_timeout > 0),
+        ("security_label", config.security_label),
+    ):
         if given:
             log.warning("option %s has no effect in the portable engine; ignored", option)
     return Overlay.open, portable.serve

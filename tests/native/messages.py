@@ -90,6 +90,18 @@ def valid(client: Wire) -> list[Message]:
     ]
 
 
+def label(key: bytes, value: bytes) -> bytes:
+    """struct fuse_secctx with its key and value."""
+    packed = struct.pack("=II", len(value), 0) + key + b"\0" + value
+    return packed + bytes(-len(packed) % 8)
+
+
+def labels(*packed: bytes) -> bytes:
+    """The extension that holds some labels: struct fuse_secctx_header and what follows it."""
+    together = b"".join(packed)
+    return struct.pack("=II", 8 + len(together), len(packed)) + together
+
+
 def setattr_body(
     *,
     valid: int,

@@ -3,6 +3,7 @@
 - protocol   the protocol's structures and numbers
 - session    one mount's requests, and the table of what serves them
 - names, attributes, files, directories, connection    what serves them
+- extensions    what follows the names of a request
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core

@@ -7,6 +7,7 @@ from libc.string cimport memcmp, memset
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport decode_device, put_absent, put_entry, put_entry_at, put_plain_entry
+from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.plain cimport ABSENT
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport OPEN_TO_ALL, Request, Session, serves
@@ -71,7 +72,7 @@ cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
     cdef protocol.mknod_in* op = <protocol.mknod_in*>r.op
     name = r.entry_name()
     rdev = decode_device(op.rdev)
-    node = OPERATIONS["mknod"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode, rdev)
+    node = OPERATIONS["mknod"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode, rdev)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -79,7 +80,7 @@ cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
 cdef Py_ssize_t do_mkdir(Session s, Request r) except -2:
     cdef protocol.mkdir_in* op = <protocol.mkdir_in*>r.op
     name = r.entry_name()
-    node = OPERATIONS["mkdir"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode)
+    node = OPERATIONS["mkdir"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -87,7 +88,7 @@ cdef Py_ssize_t do_mkdir(Session s, Request r) except -2:
 cdef Py_ssize_t do_symlink(Session s, Request r) except -2:
     name = r.entry_name()
     target = r.name()
-    node = OPERATIONS["symlink"](s.fs, r.caller(0), s.node(r.nodeid), name, target)
+    node = OPERATIONS["symlink"](s.fs, maker(s, r, 0), s.node(r.nodeid), name, target)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -107,7 +108,7 @@ cdef Py_ssize_t do_link(Session s, Request r) except -2:
 cdef Py_ssize_t do_tmpfile(Session s, Request r) except -2:
     cdef protocol.create_in* op = <protocol.create_in*>r.op
     cdef protocol.open_out* opened
-    node = OPERATIONS["tmpfile"](s.fs, r.caller(op.umask), s.node(r.nodeid), op.mode)
+    node = OPERATIONS["tmpfile"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), op.mode)
     opened = <protocol.open_out*>(r.out + put_entry(s, r, node))
     memset(opened, 0, sizeof(protocol.open_out))
     if s.through.on:

@@ -43,6 +43,8 @@ cdef class Request:
     cdef char* op
     cdef char* data
     cdef size_t size
+    cdef char* extensions
+    cdef size_t extensions_size
     # Where the answer goes, behind its header.
     cdef char* out
     cdef size_t room
@@ -82,6 +84,8 @@ cdef class Session:
     cdef object capability_taken
     # Whether kernel and engine agreed in INIT on the longer structure of SETXATTR.
     cdef bint long_setxattr
+    # The same of labels with what is made.
+    cdef bint security_label
     # The same of rings.
     cdef readonly bint uring
 
