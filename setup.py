@@ -15,6 +15,7 @@ NATIVE = (
     "overlayfs_py/engines/native/export.pyx",
     "overlayfs_py/engines/native/passthrough.pyx",
     "overlayfs_py/engines/native/session.pyx",
+    "overlayfs_py/engines/native/prune.pyx",
     "overlayfs_py/engines/native/answers.pyx",
     "overlayfs_py/engines/native/extensions.pyx",
     "overlayfs_py/engines/native/names.pyx",

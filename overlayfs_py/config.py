@@ -94,6 +94,8 @@ class MountConfig:
     """FUSE over io_uring in the native engine; on: turn the kernel's switch on, too, and mount only with it."""
     io: Literal["cached", "passthrough"] = "cached"
     """What serves file data; passthrough: the kernel, from the layers' own files, where their data stays what it is."""
+    max_nodes: int = 0
+    """Objects that the daemon keeps in memory, beyond which the kernel is asked to forget some; 0: no bound."""
     security_label: bool = False
     """Whether the kernel's security module labels what is made; else the upper layer's filesystem does."""
     nfs_export: bool | None = None
@@ -544,6 +546,11 @@ OPTIONS: dict[str, Option] = {
     ),
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
+    "max_nodes": Option(
+        "=N",
+        "have the kernel forget files beyond so many (default 0: never)",
+        _number("max_nodes", "max_nodes", 0, 2**31 - 1),
+    ),
     "request_timeout": Option(
         "=SECONDS",
         "give up a daemon that answers no more (default 0: never)",

@@ -234,6 +234,7 @@ def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Calla
     for option, given in (
         ("max_write", config.max_write is not None),
         ("request_timeout", config.request_timeout > 0),
+        ("max_nodes", config.max_nodes > 0),
         ("security_label", config.security_label),
     ):
         if given:

@@ -8,6 +8,7 @@
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
 - export     what tells file handles of one node id apart
+- prune      keeping the number of nodes within a bound
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
 - listing    directory positions that need no handle
@@ -152,6 +153,7 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
 def _check_agreement(config: MountConfig, session: Session) -> None:
     if session.minor is None:
         raise MountError("the kernel's FUSE protocol is older than 7.31; use engine=portable")
+    session.pruning.check(session.minor)
     if config.uring == "on" and not session.uring:
         raise _no_rings("the kernel does not offer it")
     if config.io == "passthrough":

@@ -106,6 +106,7 @@ cdef enum:
 # What an unasked message says, where an answer has its error.
 cdef enum:
     NOTIFY_INVAL_INODE = 2
+    NOTIFY_PRUNE = 9
 
 cdef enum:
     MIN_READ_BUFFER = 8192

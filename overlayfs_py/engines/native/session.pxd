@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
+from overlayfs_py.engines.native.prune cimport Pruning
 
 
 cdef class Request
@@ -70,6 +71,7 @@ cdef class Session:
     cdef object listings
     cdef Plain plain
     cdef Generations generations
+    cdef readonly Pruning pruning
     cdef readonly Passthrough through
     cdef uint64_t timeout
     cdef uint32_t timeout_nsec

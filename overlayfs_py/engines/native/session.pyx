@@ -20,6 +20,7 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
+from overlayfs_py.engines.native.prune cimport Pruning
 
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core.requests import Caller
@@ -119,6 +120,7 @@ cdef class Session:
         self.plain = Plain(fs)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
+        self.pruning = Pruning(fs, fuse_fd, self.pool)
         # A page is what the kernel sends even where it is told to send less.
         self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
         self.payload = max(self.max_write, _LEAST_PAYLOAD)
