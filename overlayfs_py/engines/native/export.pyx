@@ -4,14 +4,14 @@
 The kernel makes file handles of node id and generation, and holds on to an inode only while its generation stays. A
 node id is an inode number, which a filesystem gives anew once its object is removed. So the generation is taken from
 where the number is: an object of the upper layer has the checksum of its own file handle there, which holds the
-filesystem's generation of it. A CRC of 32 bits tells any two handles apart that differ in 32 neighbouring bits. Lower
-layers don't change: what has its number there, copied up or not, has the generation 0, which costs nothing.
+filesystem's generation of it. Lower layers don't change: what has its number there, copied up or not, has the
+generation 0, which costs nothing.
 """
 
 import os
-import zlib
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from overlayfs_py.core.nodes cimport Node, Real
 
@@ -21,6 +21,9 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef enum:
     MAX_HANDLE = 128  # bytes, MAX_HANDLE_SZ
+
+# Odd, and its powers far apart.
+cdef uint32_t FACTOR = 0x9E3779B1
 
 # struct file_handle
 cdef struct file_handle:
@@ -44,7 +47,7 @@ cdef class Generations:
             return 0
         if node.generation:
             return node.generation
-        if node.upper is not None and node.id == node.upper_ino:
+        if node.upper is not None and <uint64_t>node.id == node.upper_ino:
             # As the number below, in most mounts.
             node.generation = self._on_disk(node)
         elif node.id > self.fs.nodes.fresh:
@@ -68,6 +71,24 @@ cdef class Generations:
         else:
             result = name_to_handle_at(self.dirs.fd(real.parent), real.name, &handle, &mount_id, 0)
         if result == 0:
-            return zlib.crc32(handle.f_handle[: handle.handle_bytes]) or 1
+            return checksum(handle.f_handle, handle.handle_bytes)
         self.own = <uint32_t>(self.own + 2)
         return <uint32_t>self.own
+
+
+cdef uint32_t checksum(const unsigned char* handle, size_t length) noexcept:
+    """Another number, never nought, for each of the handles that differ in one word of 32 bits, as a generation is one.
+
+    Multiplying by an odd number loses nothing of a word.
+    """
+    cdef uint32_t word
+    cdef uint32_t total = 0
+    cdef uint32_t factor = 1
+    cdef size_t at = 0
+    while at < length:
+        word = 0
+        memcpy(&word, handle + at, min(sizeof(word), length - at))
+        total ^= word * factor
+        factor *= FACTOR
+        at += sizeof(word)
+    return total if total != 0 else 1
