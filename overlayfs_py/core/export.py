@@ -124,22 +124,28 @@ def _path(node: Node) -> bytes:
 def _visible(fs: Overlay, node_id: int, candidates: Iterable[bytes]) -> Node | None:
     """The node with this id that one of the paths leads to in the merged tree."""
     for path in candidates:
-        node = fs.root
+        node, whole = _walk(fs, path)
+        if whole and node.id == node_id:
+            return node
+        lookup.forget(fs, node, 0)
+    return None
+
+
+def _walk(fs: Overlay, path: bytes) -> tuple[Node, bool]:
+    """The node that a path leads to in the merged tree, or gets to before it ends, and whether that is all of it."""
+    node = fs.root
+    for name in path.split(b"/"):
+        if node.kind != stat.S_IFDIR:
+            return node, False
         try:
-            for name in path.split(b"/"):
-                if node.kind != stat.S_IFDIR:
-                    break
-                node = lookup.lookup(fs, node, name)
-            else:
-                if node.id == node_id:
-                    return node
+            node = lookup.lookup(fs, node, name)
         except FileNotFoundError:
             # hidden by the layers above
-            continue
-        finally:
-            if node.id != node_id:
-                lookup.forget(fs, node, 0)
-    return None
+            return node, False
+        except OSError:
+            lookup.forget(fs, node, 0)
+            raise
+    return node, True
 
 
 def _named(fs: Overlay, dev: int, inode: int) -> Iterator[_Place]:

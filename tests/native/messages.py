@@ -43,6 +43,9 @@ def valid(client: Wire) -> list[Message]:
     copy = pack("=QQQQQQQ", 0, 0, f, 0, 0, 10, 0)
     return [
         Message(wire.LOOKUP, 1, b"f\0"),
+        # As for a file handle: a node, and what it is in.
+        Message(wire.LOOKUP, u, b".\0"),
+        Message(wire.LOOKUP, d, b"..\0"),
         Message(wire.FORGET, f, pack("=Q", 0)),
         Message(wire.GETATTR, f, pack("=IIQ", 0, 0, 0)),
         Message(wire.SETATTR, f, setattr_body(valid=1, mode=0o640)),

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ import pytest
 
 from overlayfs_py.sys import handles
 from tests.conftest import Layers
+from tests.filesystems import disks
 from tests.native.wire import served
 from tests.support.mounts import kernel_mount, our_mount
 
@@ -225,6 +227,55 @@ def test_hard_links_that_part_on_copy_up_are_not_opened_for_one_another(tree: La
         drop_caches()
         assert error(tree.mnt, first) in (None, errno.ESTALE)
         assert error(tree.mnt, other) == errno.ESTALE
+
+
+@pytest.mark.parametrize("kind", disks.WRITABLE)
+@pytest.mark.parametrize("lower", ["beside the upper", "elsewhere"])
+def test_handles_open_again_on_layers_of_any_filesystem(tree: Layers, kind: str, lower: str) -> None:
+    with disks.writable(kind, tree.base) as point:
+        upper, work = point / "upper", point / "work"
+        upper.mkdir()
+        work.mkdir()
+        below = tree.lower
+        if lower == "beside the upper":
+            below = point / "lower"
+            subprocess.run(["cp", "-a", tree.lower, below], check=True, timeout=60)
+        (upper / "u").write_bytes(b"of the upper layer")
+        gone = []
+        for _ in range(2):
+            with our_mount(tree.mnt, [below], upper, work, "engine=native"):
+                made = {name: handle(tree.mnt / name) for name in ("u", "d/f", "d/e", "link")}
+                (tree.mnt / "d" / "e" / "deep").write_bytes(b"deeper")
+                (tree.mnt / "one").touch()
+                gone.append(handle(tree.mnt / "one"))
+                (tree.mnt / "one").unlink()
+                (tree.mnt / "other").touch()
+                drop_caches()
+                assert read(tree.mnt, made["d/f"]) == b"of the lower layer"
+                assert read(tree.mnt, made["u"]) == b"of the upper layer"
+                with opened(tree.mnt, made["d/e"], os.O_RDONLY) as fd:
+                    assert os.listdir(fd) == ["deep"]
+                assert {error(tree.mnt, one) for one in gone} == {errno.ESTALE}
+        with our_mount(tree.mnt, [below], upper, work, "engine=native"):
+            assert {error(tree.mnt, one) for one in gone} == {errno.ESTALE}
+            for name, one in made.items():
+                with opened(tree.mnt, one) as fd:
+                    assert os.fstat(fd).st_ino == (tree.mnt / name).lstat().st_ino
+
+
+@pytest.mark.parametrize("name", ["d/u", "d/f"])
+def test_a_mount_as_a_lower_layer_of_another_keeps_inode_numbers(tree: Layers, name: str) -> None:
+    """The number of a file that is copied up is read out of its handle in the layer below."""
+    inner, upper, work = tree.add("inner"), tree.add("upper2"), tree.add("work2")
+    with our_mount(inner, [tree.lower], tree.upper, tree.work, "engine=native"):
+        with our_mount(tree.mnt, [inner], upper, work, "engine=native"):
+            before, made = (tree.mnt / name).stat().st_ino, handle(tree.mnt / name)
+            (tree.mnt / name).write_bytes(b"changed")
+            assert (tree.mnt / name).stat().st_ino == before
+        with our_mount(tree.mnt, [inner], upper, work, "engine=native"):
+            assert (tree.mnt / name).stat().st_ino == before
+            drop_caches()
+            assert read(tree.mnt, made) == b"changed"
 
 
 @pytest.mark.parametrize("kernels", [True, False])
