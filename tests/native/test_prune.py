@@ -3,7 +3,6 @@
 Source: struct fuse_notify_prune_out in include/uapi/linux/fuse.h, fuse_notify_prune in fs/fuse/dev.c.
 """
 
-import os
 import struct
 from pathlib import Path
 
@@ -11,30 +10,16 @@ import pytest
 
 from tests.native.messages import lay_out
 from tests.native.wire import Wire, served
-from tests.support.mounts import Mount, our_mount
 
 FORGET = 2
-FILES = 20_000
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     lay_out(tmp_path)
-    (tmp_path / "mnt").mkdir()
     for number in range(400):
         (tmp_path / "lower" / f"f{number}").touch()
     return tmp_path
-
-
-@pytest.fixture
-def many(base: Path) -> Path:
-    """FILES files in directories of a hundred."""
-    for number in range(FILES // 100):
-        directory = base / "lower" / "many" / f"d{number}"
-        directory.mkdir(parents=True)
-        for file in range(100):
-            (directory / f"f{file}").touch()
-    return base
 
 
 def asked_for(message: bytes) -> tuple[int, ...]:
@@ -73,44 +58,3 @@ def test_without_a_bound_nothing_is_asked_for(base: Path) -> None:
     with served(base) as client:
         look_up(client, range(400))
         client.serves()
-
-
-def private(live: Mount) -> int:
-    """KiB of memory that the daemon has for itself."""
-    for line in Path(f"/proc/{live.pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    raise AssertionError("no RssAnon")
-
-
-def walked(base: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(base / "mnt" / "many"))
-
-
-def test_a_file_that_the_kernel_knows_takes_some_four_hundred_bytes(many: Path) -> None:
-    """At a million, 380; with as few as here the dict of nodes has more room to spare."""
-    with our_mount(many / "mnt", [many / "lower"], many / "upper", many / "work", "engine=native") as live:
-        before = private(live)
-        assert walked(many) == FILES
-        assert (private(live) - before) * 1024 / (FILES + FILES // 100) < 420
-
-
-def test_memory_stays_bounded_while_many_files_are_walked(many: Path, uring: str) -> None:
-    base = many
-    options = f"engine=native,max_nodes=2000,uring={uring}"
-    with our_mount(base / "mnt", [base / "lower"], base / "upper", base / "work", options) as live:
-        before = private(live)
-        for _ in range(2):
-            assert walked(base) == FILES
-        # 400 bytes for each of 20,000 would be 7,800 KiB; what is open or in use is never forgotten.
-        assert private(live) - before < 4_000
-        with (base / "mnt" / "u").open("rb") as held:
-            os.chdir(base / "mnt" / "many" / "d7")
-            try:
-                assert walked(base) == FILES
-                assert held.read() == b"of the upper layer"
-                assert len(os.listdir(".")) == 100
-                Path("f3").write_bytes(b"written")
-            finally:
-                os.chdir("/")
-        assert (base / "upper" / "many" / "d7" / "f3").read_bytes() == b"written"
