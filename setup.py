@@ -12,9 +12,12 @@ COMPILED = (
 # The native engine, which there is only compiled.
 NATIVE = (
     "overlayfs_py/engines/native/plain.pyx",
+    "overlayfs_py/engines/native/export.pyx",
     "overlayfs_py/engines/native/passthrough.pyx",
     "overlayfs_py/engines/native/session.pyx",
+    "overlayfs_py/engines/native/prune.pyx",
     "overlayfs_py/engines/native/answers.pyx",
+    "overlayfs_py/engines/native/extensions.pyx",
     "overlayfs_py/engines/native/names.pyx",
     "overlayfs_py/engines/native/attributes.pyx",
     "overlayfs_py/engines/native/files.pyx",

@@ -94,6 +94,12 @@ class MountConfig:
     """FUSE over io_uring in the native engine; on: turn the kernel's switch on, too, and mount only with it."""
     io: Literal["cached", "passthrough"] = "cached"
     """What serves file data; passthrough: the kernel, from the layers' own files, where their data stays what it is."""
+    max_nodes: int = 0
+    """Objects that the daemon keeps in memory, beyond which the kernel is asked to forget some; 0: no bound."""
+    security_label: bool = False
+    """Whether the kernel's security module labels what is made; else the upper layer's filesystem does."""
+    nfs_export: bool | None = None
+    """Whether file handles can be opened whatever the kernel has forgotten; None: where the engine can."""
     unknown: tuple[str, ...] = ()
     """Options to warn about, as they were written."""
 
@@ -245,6 +251,10 @@ def _check_conflicts(fields: dict[str, Any]) -> None:
     """
     if fields.get("engine") == "portable" and fields.get("uring") == "on":
         raise ConfigError("uring=on takes the native engine; drop it or engine=portable")
+    if fields.get("engine") == "portable" and fields.get("nfs_export"):
+        raise ConfigError("nfs_export=on takes the native engine; drop it or engine=portable")
+    if fields.get("security_label") and fields.get("noxattrs"):
+        raise ConfigError("security_label and noxattrs exclude each other, as labels are xattrs; drop one")
     if fields.get("io") == "passthrough":
         if fields.get("writeback"):
             raise ConfigError("io=passthrough and writeback exclude each other in the kernel; drop one")
@@ -526,9 +536,21 @@ OPTIONS: dict[str, Option] = {
         "[=0|1]", "let the kernel gather writes", _choice("writeback", "writeback", _ZERO_ONE), bare=b"1"
     ),
     "context": Option('="CONTEXT"', "the SELinux label of every file", _context),
-    "nfs_export": Option("=off", "no export over NFS", _refuse("nfs_export", "use nfs_export=off", b"off")),
+    "security_label": Option(
+        "", "store the label that SELinux gives to what is made", _constant("security_label", True)
+    ),
+    "nfs_export": Option(
+        "=on|off",
+        "file handles that open whatever is forgotten (default: on in the native engine)",
+        _choice("nfs_export", "nfs_export", _ON_OFF),
+    ),
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),
     "max_write": Option("=BYTES", "the largest write request", _number("max_write", "max_write", 4096, 2**32 - 1)),
+    "max_nodes": Option(
+        "=N",
+        "have the kernel forget files beyond so many (default 0: never)",
+        _number("max_nodes", "max_nodes", 0, 2**31 - 1),
+    ),
     "request_timeout": Option(
         "=SECONDS",
         "give up a daemon that answers no more (default 0: never)",

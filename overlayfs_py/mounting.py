@@ -231,7 +231,12 @@ def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Calla
         from overlayfs_py.engines import portable
     except ImportError as error:
         raise MountError(f"the {engine} engine cannot be loaded: {error}") from error
-    for option, given in (("max_write", config.max_write is not None), ("request_timeout", config.request_timeout > 0)):
+    for option, given in (
+        ("max_write", config.max_write is not None),
+        ("request_timeout", config.request_timeout > 0),
+        ("max_nodes", config.max_nodes > 0),
+        ("security_label", config.security_label),
+    ):
         if given:
             log.warning("option %s has no effect in the portable engine; ignored", option)
     return Overlay.open, portable.serve
@@ -251,6 +256,7 @@ def _choose_engine(config: MountConfig) -> str:
     for option, asked, otherwise in (
         ("uring=on", config.uring == "on", "uring=auto"),
         ("io=passthrough", config.io == "passthrough", "io=cached"),
+        ("nfs_export=on", config.nfs_export, "nfs_export=off"),
     ):
         if asked:
             raise MountError(f"{option} takes the native engine, which can't be used here: {obstacle}; use {otherwise}")

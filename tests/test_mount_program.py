@@ -585,7 +585,7 @@ def _many(count: int) -> str:
         (["-o", "lowerdir=lower", "file"], "mountpoint '*/file' is not a directory"),
         (["-o", "lowerdir=lower", "lower/sub"], "mountpoint '*/sub' is inside lowerdir"),
         (["-o", "lowerdir=lower,upperdir=upper,workdir=work", "upper/sub"], "is inside upperdir"),
-        (["-o", "lowerdir=lower,nfs_export=on", "mnt"], "nfs_export=on is not supported"),
+        (["-o", "lowerdir=lower,verity=on", "mnt"], "verity=on is not supported"),
         (["-o", "lowerdir=lower,verity=require", "mnt"], "verity=require is not supported"),
         (["-o", "lowerdir=lower,engine=fast", "mnt"], "engine cannot be 'fast'"),
         (["-o", "lowerdir=lower,remount", "mnt"], "remount is not supported"),

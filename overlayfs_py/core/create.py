@@ -234,7 +234,7 @@ def _check_parent(fs: Overlay, parent: Node, name: bytes) -> None:
 def _is_own(fs: Overlay, caller: Caller) -> bool:
     """Whether a system call of the daemon makes just what `caller` would make on a plain filesystem."""
     assert fs.upper is not None
-    same = caller.uid == os.geteuid() and caller.gid == os.getegid()
+    same = caller.uid == os.geteuid() and caller.gid == os.getegid() and not caller.labels
     return same and fs.ids.identity and fs.upper.override is None and not _without_acls(fs)
 
 
@@ -246,7 +246,7 @@ def _without_acls(fs: Overlay) -> bool:
 def _finish(
     fs: Overlay, caller: Caller, parent: Node, staged: Staged, mode: int, name: bytes, rdev: int = 0
 ) -> os.stat_result:
-    """Owner, ACLs and mode of a new object, as its parent and the umask have them (acl(5), umask(2)).
+    """Owner, ACLs, mode and labels of a new object, as its parent and the umask have them (acl(5), umask(2)).
 
     The attributes answered are those the object then has: nothing needs to be asked once it is visible.
     """
@@ -269,6 +269,8 @@ def _finish(
         xattrs.fset(staged.fd, ACL_ACCESS, access)
     if default is not None and stat.S_ISDIR(mode):
         xattrs.fset(staged.fd, ACL_DEFAULT, default)
+    for key, value in caller.labels:
+        xattrs.fset(staged.fd, key, value)
     st = os.fstat(staged.fd)
     if marks.is_dot_name(name) and stat.S_ISREG(st.st_mode):
         xattrs.fset(staged.fd, fs.marks.literal, b"y")

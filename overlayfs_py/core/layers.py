@@ -129,7 +129,7 @@ Decoder = Callable[[bytes], int]
 def _handle_decoder(fd: int, inode: int) -> Decoder | None:
     """How to read the inode number out of a file handle of this filesystem, tried on the handle of `fd`.
 
-    The layouts are those of fs/exportfs and of xfs, btrfs and tmpfs; None where none of them fits.
+    The layouts are those of fs/exportfs and of xfs, btrfs, tmpfs and FUSE; None where none of them fits.
     """
     try:
         _, handle = handles.file_handle(fd, b"")
@@ -138,7 +138,7 @@ def _handle_decoder(fd: int, inode: int) -> Decoder | None:
             raise
         # a filesystem that gives no handles has no origins either
         return None
-    for decoder in (_ino64_first, _ino32_first, _ino32_second):
+    for decoder in (_ino64_first, _ino32_first, _halves_swapped, _ino32_second):
         try:
             if decoder(handle) == inode:
                 return decoder
@@ -153,6 +153,12 @@ def _ino32_first(handle: bytes) -> int:
 
 def _ino64_first(handle: bytes) -> int:
     return int(struct.unpack_from("=Q", handle)[0])
+
+
+def _halves_swapped(handle: bytes) -> int:
+    """FUSE: the node id, its upper half first, then the generation."""
+    high, low = struct.unpack_from("=II", handle)
+    return int(high) << 32 | int(low)
 
 
 def _ino32_second(handle: bytes) -> int:
@@ -183,6 +189,14 @@ class Numbers:
         if inode >> self.shift or place >> (self.bits - self.shift):
             return self._mix(place, inode)
         return place << self.shift | inode
+
+    def split(self, number: int) -> tuple[int, int] | None:
+        """The device and the inode number that a number stands for, unless it is a mixed one; None for no device."""
+        place = number >> self.shift
+        for dev, known in self.filesystems.items():
+            if known == place:
+                return dev, number & (1 << self.shift) - 1
+        return None
 
     def _mix(self, place: int, inode: int) -> int:
         mixed = (inode ^ place << 56) * 0x9E3779B97F4A7C15 & (1 << 64) - 1

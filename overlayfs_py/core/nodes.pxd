@@ -14,7 +14,8 @@ cdef class Node:
     cdef public Node parent
     cdef public bytes name
     cdef public Real upper
-    cdef public tuple lowers
+    # None, a Real, or a tuple of several.
+    cdef public object below
     cdef public dict children
     cdef public dict aliases
     cdef public bytes redirect
@@ -24,6 +25,7 @@ cdef class Node:
     cdef public int opens
     cdef public int nlink
     cdef public int pinned
+    cdef public unsigned int generation
     # Yes or no.
     cdef public unsigned char removed
     cdef public unsigned char indexed

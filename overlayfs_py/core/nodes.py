@@ -43,12 +43,13 @@ class Node:
 
     __slots__ = (
         "aliases",
+        "below",
         "children",
+        "generation",
         "id",
         "indexed",
         "kind",
         "lookups",
-        "lowers",
         "metacopy",
         "name",
         "nlink",
@@ -83,7 +84,21 @@ class Node:
         self.indexed = False
         self.nlink = 0
         self.upper_ino = 0
+        # What an engine has told the kernel beside the id, where that could be another object's later; 0: nothing.
+        self.generation = 0
         self.metacopy = False
+
+    @property
+    def lowers(self) -> tuple[Real, ...]:
+        """What the lower layers have of it, topmost first."""
+        if isinstance(self.below, tuple):
+            return self.below
+        return () if self.below is None else (self.below,)
+
+    @lowers.setter
+    def lowers(self, reals: tuple[Real, ...]) -> None:
+        # Most have one: a tuple for it would be an eighth of all the memory that a node takes.
+        self.below: Real | tuple[Real, ...] | None = reals if len(reals) > 1 else reals[0] if reals else None
 
     def names(self) -> list[tuple[Node, bytes]]:
         """Every (parent, name) known to lead here; empty when removed."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from overlayfs_py.core import attrs, create, files, flags, lookup, readdir, remove, rename
+from overlayfs_py.core import attrs, create, export, files, flags, lookup, readdir, remove, rename
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
@@ -23,6 +23,8 @@ def statfs(fs: Overlay) -> os.statvfs_result:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "lookup": lookup.lookup_entry,
+    "lookup_id": export.lookup_id,
+    "lookup_parent": export.lookup_parent,
     "forget": lookup.forget,
     "getattr": attrs.getattr,
     "setattr": attrs.setattr,

@@ -10,6 +10,7 @@ import stat
 
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core import ids, index
+from overlayfs_py.core.export import Reopened
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
 from overlayfs_py.core.layers import DirCache, Layer, Numbers, open_lower, open_upper
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _MINIMUM_CACHE = 16
 _MAXIMUM_CACHE = 512
+_REOPENED = 4096
 
 
 class Overlay:
@@ -50,6 +52,7 @@ class Overlay:
         "nodes",
         "numbers",
         "origins",
+        "reopened",
         "root",
         "sync",
         "upper",
@@ -71,6 +74,7 @@ class Overlay:
         self.dirs = DirCache(share)
         self.files = FileCache(self, share)
         self.merged = MergedNames(self)
+        self.reopened = Reopened(_REOPENED)
         try:
             self._open_layers()
             self._choose_features()

@@ -13,12 +13,16 @@ InGroup = Callable[[int], bool]
 
 
 class Caller(NamedTuple):
-    """The process a request comes from, as the kernel names it (`struct fuse_in_header`)."""
+    """The process a request comes from, as the kernel names it (`struct fuse_in_header`).
+
+    `labels` are the security xattrs, (key, value), that what it makes is to have.
+    """
 
     uid: int
     gid: int
     pid: int
     umask: int
+    labels: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Changes(NamedTuple):

@@ -27,7 +27,12 @@ from overlayfs_py.core.requests import Attr, Caller, Changes, Job, Steps
 
 log = logging.getLogger(__name__)
 
-UNSUPPORTED = frozenset({"tmpfile", "fallocate", "lseek", "copy_file_range", "syncfs", "get_flags", "set_flags"})
+UNSUPPORTED = frozenset(
+    {
+        *("lookup_id", "lookup_parent", "tmpfile", "fallocate", "lseek", "copy_file_range", "syncfs"),
+        *("get_flags", "set_flags"),
+    }
+)
 """Rows of core.ops.OPERATIONS that pyfuse3 has no handlers for: the kernel answers EOPNOTSUPP, or does without."""
 
 Result = TypeVar("Result")

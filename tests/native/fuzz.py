@@ -78,6 +78,7 @@ _NAMES: Final = (
     ),
     *(b"n" * 256, b"system.posix_acl_access", b"user." + b"k" * 251),
 )
+_MAKERS: Final = (wire.SYMLINK, wire.MKNOD, wire.MKDIR, wire.TMPFILE)
 _SURVIVED: Final = ()
 
 
@@ -140,7 +141,8 @@ class Fuzzer:
         try:
             messages.lay_out(base)
             before = _tree(base / "lower")
-            with served(base, max_write=choices.pick((4096, 65536, None))) as client:
+            options = {"max_write": choices.pick((4096, 65536, None)), "security_label": choices.number(2) == 0}
+            with served(base, **options) as client:
                 seeds = messages.valid(client)
                 nodes = sorted({message.node for message in seeds})
                 for _ in range(_MOST_REQUESTS):
@@ -232,7 +234,30 @@ def lies(choices: Choices, message: Message) -> dict[str, Any]:
         header["units"] = choices.pick(_NUMBERS) & 0xFFFF
     elif choices.number(16) == 0:
         header["extensions"] = bytes(8 * choices.number(8))
+    elif message.opcode in _MAKERS and choices.number(2) == 0:
+        header["extensions"] = extensions(choices)
     return header
+
+
+def extensions(choices: Choices) -> bytes:
+    """Labels and other extensions, most of them with something wrong."""
+    keys = (
+        b"security.selinux",
+        b"security.other",
+        b"user.key",
+        b"trusted.overlay.opaque",
+        b"",
+        b"security." + b"k" * 250,
+    )
+    packed = bytearray()
+    for _ in range(1 + choices.number(2)):
+        inner = [
+            messages.label(choices.pick(keys), choices.bytes(choices.number(40))) for _ in range(choices.number(3))
+        ]
+        packed += messages.labels(*inner) if choices.number(3) else struct.pack("=IIII", 16, 32, 1, 7)
+    if choices.number(2):
+        struct.pack_into("=I", packed, 4 * choices.number(len(packed) // 4), choices.pick(_NUMBERS) & 0xFFFFFFFF)
+    return bytes(packed)
 
 
 def _descriptors() -> int:

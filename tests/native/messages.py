@@ -43,6 +43,9 @@ def valid(client: Wire) -> list[Message]:
     copy = pack("=QQQQQQQ", 0, 0, f, 0, 0, 10, 0)
     return [
         Message(wire.LOOKUP, 1, b"f\0"),
+        # As for a file handle: a node, and what it is in.
+        Message(wire.LOOKUP, u, b".\0"),
+        Message(wire.LOOKUP, d, b"..\0"),
         Message(wire.FORGET, f, pack("=Q", 0)),
         Message(wire.GETATTR, f, pack("=IIQ", 0, 0, 0)),
         Message(wire.SETATTR, f, setattr_body(valid=1, mode=0o640)),
@@ -88,6 +91,18 @@ def valid(client: Wire) -> list[Message]:
         Message(wire.STATX, f, pack("=IIQII", 0, 0, 0, 0, 0xFFF)),
         Message(wire.COPY_FILE_RANGE_64, u, copy),
     ]
+
+
+def label(key: bytes, value: bytes) -> bytes:
+    """struct fuse_secctx with its key and value."""
+    packed = struct.pack("=II", len(value), 0) + key + b"\0" + value
+    return packed + bytes(-len(packed) % 8)
+
+
+def labels(*packed: bytes) -> bytes:
+    """The extension that holds some labels: struct fuse_secctx_header and what follows it."""
+    together = b"".join(packed)
+    return struct.pack("=II", 8 + len(together), len(packed)) + together
 
 
 def setattr_body(

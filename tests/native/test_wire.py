@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_py.engines import machine
 from tests.native import wire
 from tests.native.messages import lay_out, setattr_body
 from tests.native.wire import Answer, Wire, served
@@ -46,7 +47,8 @@ def shown(node: int, st: os.stat_result) -> tuple[int, ...]:
 def check_entry(answer: Answer, path: Path) -> int:
     """See that an answer is the entry of what is at `path`; the node id."""
     node, generation, *valid = answer.unpack(ENTRY + ATTR)[:6]
-    assert node > 1 and generation == 0
+    assert node > 1
+    assert bool(generation) == ("upper" in path.parts), "what a lower layer numbers needs none"
     assert valid == [FOREVER, FOREVER, 0, 0]
     assert answer.unpack(ENTRY + ATTR)[6:] == shown(node, path.lstat())
     return int(node)
@@ -269,6 +271,20 @@ def test_a_write_of_the_greatest_size(client: Wire, base: Path) -> None:
     data = os.urandom(1 << 20)
     assert client.ask(16, u, struct.pack("=QQIIQII", 0, 0, 1 << 20, 0, 0, 0, 0) + data).unpack("II") == (1 << 20, 0)
     assert client.ask(15, u, struct.pack("=QQIIQII", 0, 0, 1 << 20, 0, 0, 0, 0)) == Answer(0, data)
+
+
+@pytest.mark.parametrize(("limit", "most"), [(None, 1 << 20), (256, 1 << 20), (512, 2 << 20), (1 << 20, 3 << 20)])
+def test_an_option_asks_for_writes_as_great_as_the_machine_allows(
+    base: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None, most: int
+) -> None:
+    monkeypatch.setattr(machine, "most_pages", lambda: limit)
+    with served(base, greet=False, max_write=(3 << 20) + 1) as client:
+        fields = client.ask(wire.INIT, 0, wire.init_body()).unpack("IIIIHHIIHHIIHH20x")
+        assert (fields[6], fields[8]) == (most, most // 4096)
+        u = client.look_up(b"u")
+        data = os.urandom(most)
+        assert client.ask(16, u, struct.pack("=QQIIQII", 0, 0, most, 0, 0, 0, 0) + data).unpack("II") == (most, 0)
+        assert client.ask(15, u, struct.pack("=QQIIQII", 0, 0, most, 0, 0, 0, 0)) == Answer(0, data)
 
 
 def test_a_write_told_to_takes_set_id_bits(client: Wire, base: Path) -> None:

@@ -264,8 +264,8 @@ def entries(body: bytes, *, plus: bool = False) -> list[Entry]:
     return found
 
 
-def init_body(minor: int = 45, flags: int = 0xFFFFFFFF, flags2: int = 0, *, major: int = 7) -> bytes:
-    """INIT's structure as of 7.36, 64 bytes; without FUSE_OVER_IO_URING unless `flags2` says so."""
+def init_body(minor: int = 45, flags: int = 0xFFFFFFFF, flags2: int = 1, *, major: int = 7) -> bytes:
+    """INIT's structure as of 7.36, 64 bytes; of the second word of flags only FUSE_SECURITY_CTX, unless it is given."""
     return struct.pack("=IIIII44x", major, minor, 131072, flags, flags2)
 
 

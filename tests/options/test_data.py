@@ -1,5 +1,6 @@
 """How data gets to disk and how long the kernel keeps what it knows: volatile, fsync, timeout, writeback, max_write."""
 
+import fcntl
 import mmap
 import os
 import re
@@ -203,6 +204,32 @@ def test_no_write_is_larger_than_max_write(
     else:
         assert warning not in log.read_text()
         assert max(written_sizes(seen())) == largest
+    assert (layers.upper / "f").read_bytes() == data
+
+
+@pytest.fixture
+def many_pages() -> Iterator[None]:
+    """The machine allows requests of 4 MiB, as it did before afterwards."""
+    with open("/proc/sys/fs/fuse/max_pages_limit", "r+", encoding="ascii") as limit:
+        fcntl.flock(limit, fcntl.LOCK_EX)
+        before = limit.read()
+        Path(limit.name).write_text("1024")
+        try:
+            yield
+        finally:
+            Path(limit.name).write_text(before)
+
+
+def test_writes_grow_to_what_the_machine_allows(layers: Layers, over_uring: None, many_pages: None) -> None:
+    data = os.urandom(8 << 20)
+    with mounted(layers, "max_write=4194304", "engine=native") as live:
+        with traced(live.pid, ["pwrite64"], layers.base / "trace") as seen:
+            with (layers.mnt / "f").open("wb", buffering=0) as file:
+                assert file.write(data) == len(data)
+        with (layers.mnt / "f").open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert file.read() == data
+    assert max(written_sizes(seen())) == 4 << 20
     assert (layers.upper / "f").read_bytes() == data
 
 

@@ -165,7 +165,7 @@ def test_options_for_others_are_ignored_without_a_word(layers: Layers, engine: s
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("nfs_export=on", "nfs_export=on is not supported"),
+        ("nfs_export=on,engine=portable", "nfs_export=on takes the native engine"),
         ("verity=on", "verity=on is not supported"),
         ("verity=require", "verity=require is not supported"),
         ("remount", "remount is not supported"),

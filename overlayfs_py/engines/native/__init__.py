@@ -3,9 +3,12 @@
 - protocol   the protocol's structures and numbers
 - session    one mount's requests, and the table of what serves them
 - names, attributes, files, directories, connection    what serves them
+- extensions    what follows the names of a request
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
+- export     what tells file handles of one node id apart
+- prune      keeping the number of nodes within a bound
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
 - listing    directory positions that need no handle
@@ -150,6 +153,7 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
 def _check_agreement(config: MountConfig, session: Session) -> None:
     if session.minor is None:
         raise MountError("the kernel's FUSE protocol is older than 7.31; use engine=portable")
+    session.pruning.check(session.minor)
     if config.uring == "on" and not session.uring:
         raise _no_rings("the kernel does not offer it")
     if config.io == "passthrough":

@@ -108,9 +108,12 @@ cdef Py_ssize_t put_plain_entry(Session s, protocol.entry_out* out, Node node, s
 
 cdef Py_ssize_t put_reference(Session s, protocol.entry_out* out, Node node) except -2:
     out.nodeid = node.id
+    out.generation = s.generations.of(node)
     out.entry_valid, out.entry_valid_nsec = s.timeout, s.timeout_nsec
     if not s.through.grows_old(out.nodeid):
         out.attr_valid, out.attr_valid_nsec = s.timeout, s.timeout_nsec
+    if s.pruning.limit:
+        s.pruning.look()
     return sizeof(protocol.entry_out)
 
 

@@ -13,7 +13,9 @@ from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, Request, 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Beyond what fits into an enumeration.
+cdef uint64_t SECURITY_CTX = (<uint64_t>1) << 32
 cdef uint64_t PASSTHROUGH = (<uint64_t>1) << 37
+cdef uint64_t NO_EXPORT_SUPPORT = (<uint64_t>1) << 38
 cdef uint64_t ALLOW_IDMAP = (<uint64_t>1) << 40
 cdef uint64_t OVER_IO_URING = (<uint64_t>1) << 41
 cdef uint64_t REQUEST_TIMEOUT = (<uint64_t>1) << 42
@@ -49,6 +51,9 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     # The kernel checks access by the ids that a mount shows, and tells whose they are only to who makes something.
     if s.fs.config.default_permissions and not s.only_root:
         wanted |= ALLOW_IDMAP
+    wanted |= protocol.EXPORT_SUPPORT if s.generations.wanted else NO_EXPORT_SUPPORT
+    if s.fs.config.security_label:
+        wanted |= SECURITY_CTX
     if s.want_uring:
         wanted |= OVER_IO_URING
     if s.fs.config.io == "passthrough":
@@ -78,6 +83,7 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     out.request_timeout = s.fs.config.request_timeout if wanted & REQUEST_TIMEOUT else 0
     s.through.on = bool(wanted & PASSTHROUGH)
     s.long_setxattr = bool(wanted & protocol.SETXATTR_EXT)
+    s.security_label = bool(wanted & SECURITY_CTX)
     s.minor = out.minor
     s.uring = bool(wanted & OVER_IO_URING)
     return sizeof(protocol.init_out)

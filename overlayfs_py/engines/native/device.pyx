@@ -70,6 +70,8 @@ cdef class Buffers(Request):
         self.op = self.inward + sizeof(protocol.in_header)
         self.data = self.inward + start
         self.size = end - start
+        self.extensions = self.inward + end
+        self.extensions_size = count - end
         self.out = self.outward + sizeof(protocol.out_header)
         self.room = self.capacity - sizeof(protocol.out_header)
         return True

@@ -2,11 +2,12 @@
 """Requests about names: looking up, making, linking, removing and renaming them, and forgetting what they led to."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport decode_device, put_absent, put_entry, put_entry_at, put_plain_entry
+from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.plain cimport ABSENT
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport OPEN_TO_ALL, Request, Session, serves
@@ -17,7 +18,14 @@ from overlayfs_py.core.ops import OPERATIONS
 cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
     cdef protocol.entry_out* out = <protocol.entry_out*>r.out
     cdef stat_t own
-    cdef Node parent = s.node(r.nodeid)
+    cdef Node parent
+    if s.generations.wanted and r.size > 0 and r.data[0] == c".":
+        # The kernel opens a file handle: it asks for a node it has forgotten, or for the directory of one.
+        if r.size == 2 and memcmp(r.data, b".", 2) == 0:
+            return s.run(r, OPERATIONS["lookup_id"](s.fs, r.nodeid), _entry)
+        if r.size == 3 and memcmp(r.data, b"..", 3) == 0:
+            return put_entry(s, r, OPERATIONS["lookup_parent"](s.fs, r.nodeid))
+    parent = s.node(r.nodeid)
     name = r.entry_name()
     node = s.plain.entry(parent, name, &own)
     if node is ABSENT:
@@ -32,6 +40,10 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
         put_entry_at(s, out, node, st)
     (<Node>node).lookups += 1
     return sizeof(protocol.entry_out)
+
+
+def _entry(Session session, Request request, value):
+    return put_entry(session, request, value)
 
 
 cdef forget_one(Session s, uint64_t node_id, uint64_t count):
@@ -60,7 +72,7 @@ cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
     cdef protocol.mknod_in* op = <protocol.mknod_in*>r.op
     name = r.entry_name()
     rdev = decode_device(op.rdev)
-    node = OPERATIONS["mknod"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode, rdev)
+    node = OPERATIONS["mknod"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode, rdev)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -68,7 +80,7 @@ cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
 cdef Py_ssize_t do_mkdir(Session s, Request r) except -2:
     cdef protocol.mkdir_in* op = <protocol.mkdir_in*>r.op
     name = r.entry_name()
-    node = OPERATIONS["mkdir"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode)
+    node = OPERATIONS["mkdir"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -76,7 +88,7 @@ cdef Py_ssize_t do_mkdir(Session s, Request r) except -2:
 cdef Py_ssize_t do_symlink(Session s, Request r) except -2:
     name = r.entry_name()
     target = r.name()
-    node = OPERATIONS["symlink"](s.fs, r.caller(0), s.node(r.nodeid), name, target)
+    node = OPERATIONS["symlink"](s.fs, maker(s, r, 0), s.node(r.nodeid), name, target)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -96,7 +108,7 @@ cdef Py_ssize_t do_link(Session s, Request r) except -2:
 cdef Py_ssize_t do_tmpfile(Session s, Request r) except -2:
     cdef protocol.create_in* op = <protocol.create_in*>r.op
     cdef protocol.open_out* opened
-    node = OPERATIONS["tmpfile"](s.fs, r.caller(op.umask), s.node(r.nodeid), op.mode)
+    node = OPERATIONS["tmpfile"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), op.mode)
     opened = <protocol.open_out*>(r.out + put_entry(s, r, node))
     memset(opened, 0, sizeof(protocol.open_out))
     if s.through.on:

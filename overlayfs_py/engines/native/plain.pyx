@@ -122,7 +122,7 @@ cdef class Plain:
                 if self._may_be_marked(dir_fd, name):
                     return None
                 upper = Real(parent.upper.layer, parent.upper, name)
-                if not S_ISDIR(st.st_mode) or not parent.lowers:
+                if not S_ISDIR(st.st_mode) or parent.below is None:
                     return self._new(parent, name, st, st, upper, ())
                 if self._ends(upper, dir_fd):
                     return None
@@ -145,13 +145,14 @@ cdef class Plain:
         cdef int dir_fd
         cdef int answer
         cdef Py_ssize_t position
-        cdef Py_ssize_t count = len(parent.lowers)
+        cdef Py_ssize_t count = lower_count(parent)
         if count == 0:
             return ()
+        bases = parent.lowers
         found = []
         mask = self.fs.merged.mask(parent, name) if count > 1 else EVERYWHERE
         for position in positions(mask, count):
-            base = <Real>parent.lowers[position]
+            base = <Real>bases[position]
             answer = self._ask(base, name, &dir_fd, &one)
             if answer == UNDECIDED:
                 return None
@@ -207,9 +208,9 @@ cdef class Plain:
         cdef Real real
         cdef int dir_fd
         cdef int fd
-        if node.removed or node.pinned >= 0 or len(node.lowers) + (node.upper is not None) != 1:
+        if node.removed or node.pinned >= 0 or lower_count(node) + (node.upper is not None) != 1:
             return None
-        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        real = topmost(node)
         dir_fd = self.dirs.fd(real)
         if self._may_be_marked(dir_fd, b"."):
             return None
@@ -228,7 +229,7 @@ cdef class Plain:
             return False
         if node.pinned >= 0:
             return fstat(node.pinned, st) == 0 and self.shown(node, st)
-        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        real = topmost(node)
         if real.parent is None:
             return fstat(real.layer.fd, st) == 0 and self.shown(node, st)
         return (
@@ -242,7 +243,7 @@ cdef class Plain:
         cdef int fd
         if not self.still(node):
             return -1
-        real = <Real>node.lowers[0]
+        real = topmost(node)
         # What has taken the file's place since, behind our back, may be a link or block.
         fd = openat(self.dirs.fd(real.parent), real.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
         if fd >= 0 and (fstat(fd, &st) != 0 or not S_ISREG(st.st_mode)):
@@ -256,7 +257,7 @@ cdef class Plain:
             node.kind == REGULAR
             and node.upper is None
             and node.pinned < 0
-            and len(node.lowers) == 1
+            and lower_count(node) == 1
             and self.for_ever
         )
 
@@ -268,7 +269,7 @@ cdef class Plain:
         if node.pinned >= 0:
             result = read_statx(node.pinned, b"", AT_EMPTY_PATH, STATX_BTIME, &found)
         else:
-            real = node.upper if node.upper is not None else <Real>node.lowers[0]
+            real = topmost(node)
             if real.parent is None:
                 result = read_statx(real.layer.fd, b"", AT_EMPTY_PATH, STATX_BTIME, &found)
             else:
@@ -283,9 +284,9 @@ cdef class Plain:
         if node.removed or node.indexed or node.metacopy:
             return False
         if node.kind == DIRECTORY:
-            if self.static_nlink or len(node.lowers) + (node.upper is not None) > 1:
+            if self.static_nlink or lower_count(node) + (node.upper is not None) > 1:
                 st.st_nlink = 1
-        elif len(node.lowers) > 1:
+        elif lower_count(node) > 1:
             return False
         return True
 
@@ -298,7 +299,7 @@ cdef class Plain:
         if node.pinned >= 0:
             # It may be O_PATH.
             return -ENOSYS
-        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        real = topmost(node)
         if real.parent is None:
             return -ENOSYS
         length = get_xattr(self.dirs.fd(real.parent), real.name, key, value, size)
@@ -330,6 +331,20 @@ cdef class Plain:
         if length < 0:
             return errno != EOPNOTSUPP
         return length > 0 and memmem(keys, length, <const char*>self.prefix, len(self.prefix)) != NULL
+
+
+cdef inline Py_ssize_t lower_count(Node node):
+    """How many lowers a node has."""
+    if node.below is None:
+        return 0
+    return len(<tuple>node.below) if type(node.below) is tuple else 1
+
+
+cdef inline Real topmost(Node node):
+    """Where a node's attributes live."""
+    if node.upper is not None:
+        return node.upper
+    return <Real>(<tuple>node.below)[0] if type(node.below) is tuple else <Real>node.below
 
 
 cdef list plain_names(int fd):

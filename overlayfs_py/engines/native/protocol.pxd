@@ -64,6 +64,7 @@ cdef enum:
 cdef enum:
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     HAS_IOCTL_DIR = 1 << 11
@@ -105,6 +106,7 @@ cdef enum:
 # What an unasked message says, where an answer has its error.
 cdef enum:
     NOTIFY_INVAL_INODE = 2
+    NOTIFY_PRUNE = 9
 
 cdef enum:
     MIN_READ_BUFFER = 8192

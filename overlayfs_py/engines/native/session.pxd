@@ -1,7 +1,9 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
+from overlayfs_py.engines.native.prune cimport Pruning
 
 
 cdef class Request
@@ -42,6 +44,8 @@ cdef class Request:
     cdef char* op
     cdef char* data
     cdef size_t size
+    cdef char* extensions
+    cdef size_t extensions_size
     # Where the answer goes, behind its header.
     cdef char* out
     cdef size_t room
@@ -67,6 +71,8 @@ cdef class Session:
     cdef object running
     cdef object listings
     cdef Plain plain
+    cdef Generations generations
+    cdef readonly Pruning pruning
     cdef readonly Passthrough through
     cdef uint64_t timeout
     cdef uint32_t timeout_nsec
@@ -81,6 +87,8 @@ cdef class Session:
     cdef object capability_taken
     # Whether kernel and engine agreed in INIT on the longer structure of SETXATTR.
     cdef bint long_setxattr
+    # The same of labels with what is made.
+    cdef bint security_label
     # The same of rings.
     cdef readonly bint uring
 

@@ -1,5 +1,6 @@
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines.native.passthrough import Passthrough
+from overlayfs_py.engines.native.prune import Pruning
 
 UNSUPPORTED: frozenset[str]
 MAX_WRITE: int
@@ -7,6 +8,7 @@ MAX_WRITE: int
 class Session:
     uring: bool
     through: Passthrough
+    pruning: Pruning
     minor: int | None
     def __init__(self, fs: Overlay, fuse_fd: int, *, want_uring: bool = False) -> None: ...
     def close(self) -> None: ...

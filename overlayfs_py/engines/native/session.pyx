@@ -17,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
+from overlayfs_py.engines.native.prune cimport Pruning
 
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core.requests import Caller
+from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.listing import Listings
 
 cdef extern from "string.h" nogil:
@@ -35,7 +38,13 @@ cdef uint32_t NOBODY = 0xFFFFFFFF
 cdef uint64_t FOREVER = <uint64_t>0xFFFFFFFFFFFFFFFF
 
 MAX_WRITE = 1 << 20
-"""The most bytes of one WRITE, what 256 pages hold."""
+"""The most bytes of one WRITE unless an option asks for more: 256 pages, which the kernel allows by itself.
+
+With fs.fuse.max_pages_limit at 4096, 512 MiB in writes of 8 MiB to a file in a tmpfs went at 0.8 GB/s with requests of 1,
+0.8 with 4 and 1.0 with 16 MiB, over io_uring at 1.2, 1.0 and 1.0; reading with as much read ahead at 1.1, 1.2 and 1.2,
+over io_uring at 1.4, 1.2 and 1.4. The daemon then held 16, 28 and 61 MiB.
+"""
+_MOST_PAGES = 0xFFFF  # what INIT's field holds
 
 _LEAST_PAYLOAD = 128 << 10  # an extended attribute, whose name and value take a little over 64 KiB
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -131,9 +140,12 @@ cdef class Session:
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
+        self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
+        self.pruning = Pruning(fs, fuse_fd, self.pool)
         # A page is what the kernel sends even where it is told to send less.
-        self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
+        most = max(MAX_WRITE, min(machine.most_pages() or 0, _MOST_PAGES) * _PAGE)
+        self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, most) // _PAGE * _PAGE)
         self.payload = max(self.max_write, _LEAST_PAYLOAD)
         # The kernel knows no allow_root: the mount lets everybody in, and others are turned away here. The user who
         # mounts is root, too.

@@ -184,6 +184,8 @@ cdef class Entry(Request):
         if self.size > self.room or extensions > self.size:
             return False
         self.size -= extensions
+        self.extensions = self.payload + self.size
+        self.extensions_size = extensions
         return True
 
     cdef void answer(self):

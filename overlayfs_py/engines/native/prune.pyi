@@ -1,0 +1,3 @@
+class Pruning:
+    limit: int
+    def check(self, minor: int) -> None: ...

@@ -1,0 +1,76 @@
+"""What a mount keeps in memory for the files that the kernel knows, and max_nodes, which bounds it.
+
+Not beside the other tests of the native engine, as those run with a sanitizer, too, whose memory this would count.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Layers
+from tests.options.conftest import NATIVE, PORTABLE, URING
+from tests.options.rig import mounted
+from tests.support.mounts import Mount
+
+FILES = 20_000
+
+
+@pytest.fixture
+def many(layers: Layers) -> Layers:
+    """FILES files in directories of a hundred, and one in the upper layer."""
+    for number in range(FILES // 100):
+        directory = layers.lower / "many" / f"d{number}"
+        directory.mkdir(parents=True)
+        for file in range(100):
+            (directory / f"f{file}").touch()
+    (layers.upper / "u").write_bytes(b"of the upper layer")
+    return layers
+
+
+def private(live: Mount) -> int:
+    """KiB of memory that the daemon has for itself."""
+    for line in Path(f"/proc/{live.pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    raise AssertionError("no RssAnon")
+
+
+def walked(layers: Layers) -> int:
+    return sum(len(files) for _, _, files in os.walk(layers.mnt / "many"))
+
+
+def test_a_file_that_the_kernel_knows_takes_some_four_hundred_bytes(many: Layers) -> None:
+    """At a million, 380; with as few as here the dict of nodes has more room to spare."""
+    with mounted(many, "engine=native") as live:
+        before = private(live)
+        assert walked(many) == FILES
+        assert (private(live) - before) * 1024 / (FILES + FILES // 100) < 420
+
+
+@pytest.mark.parametrize("native", [NATIVE, URING])
+def test_memory_stays_bounded_while_many_files_are_walked(many: Layers, over_uring: None, native: str) -> None:
+    with mounted(many, native, "max_nodes=2000") as live:
+        before = private(live)
+        for _ in range(2):
+            assert walked(many) == FILES
+        # 400 bytes for each of 20,000 would be 7,800 KiB; what is open or in use is never forgotten.
+        assert private(live) - before < 4_000
+        with (many.mnt / "u").open("rb") as held:
+            os.chdir(many.mnt / "many" / "d7")
+            try:
+                assert walked(many) == FILES
+                assert held.read() == b"of the upper layer"
+                assert len(os.listdir(".")) == 100
+                Path("f3").write_bytes(b"written")
+            finally:
+                os.chdir("/")
+        assert (many.upper / "many" / "d7" / "f3").read_bytes() == b"written"
+
+
+@pytest.mark.parametrize("option", ["max_nodes=2000", "security_label"])
+def test_the_portable_engine_says_what_it_can_not_do(layers: Layers, option: str) -> None:
+    log = layers.base / "log"
+    with mounted(layers, PORTABLE, option, log=log):
+        assert os.listdir(layers.mnt) == []
+    assert f"option {option.partition('=')[0]} has no effect in the portable engine; ignored" in log.read_text()
