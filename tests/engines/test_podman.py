@@ -78,13 +78,14 @@ def test_a_build_of_many_steps_makes_the_same_image(stores: Stores, tmp_path: Pa
     (tmp_path / "Containerfile").write_text(CONTAINERFILE.format(base=IMAGE))
     name = f"localhost/built-{program}-{layers}".lower()
     trees = {}
-    for driver, each in stores.items():
+    # Whole copies take their time, so that builds of layers are compared with the kernel's driver alone.
+    for driver in ("ours", "overlay" if layers else "vfs"):
+        each = stores[driver]
         options = (f"--layers={layers}", "--no-cache", "--network=none", "--quiet", "--tag", name)
         each.run(program, "build", *options, str(tmp_path))
         trees[driver] = each.tree_of(name, _START)
-    same({driver: trees[driver] for driver in ("ours", "vfs")})
-    # There podman compares trees, and misses the new time of a directory whose names are the old ones.
-    same(trees, {*LINKS, b"run"})
+    # Where podman compares trees, it misses the new time of a directory whose names are the old ones.
+    same(trees, {*LINKS, b"run"} if layers else ())
 
 
 def test_a_debian_root_is_changed_committed_saved_and_loaded_as_on_the_kernels_driver(

@@ -14,8 +14,8 @@ import pytest
 from tests.engines.image import CHANGES, CONTAINERFILE, make_context
 from tests.engines.podman import IMAGE, Store, clear, configure, store
 from tests.engines.program import write_program
+from tests.engines.users import add_user, bind
 from tests.support.mounts import REPOSITORY
-from tests.support.syscalls import MNT_DETACH, MS_BIND, mount, umount
 from tests.support.trees import compare_trees
 
 _ID = 4242
@@ -23,26 +23,12 @@ _START = time.time_ns()  # of the run, before there is any store
 _AS_USER = ("setpriv", "--reuid", str(_ID), "--regid", str(_ID), "--clear-groups")
 
 
-def _bind(source: Path, target: Path, stack: ExitStack) -> None:
-    mount(os.fsencode(source), os.fsencode(target), None, MS_BIND)
-    stack.callback(umount, os.fsencode(target), MNT_DETACH)
-
-
 def _make_user(base: Path, stack: ExitStack) -> None:
-    """A user with 65,536 subordinate ids, and its FUSE device, in this mount namespace alone."""
-    texts = {
-        "passwd": Path("/etc/passwd").read_text() + f"overlay:x:{_ID}:{_ID}::{base}:/bin/sh\n",
-        "group": Path("/etc/group").read_text() + f"overlay:x:{_ID}:\n",
-        "subuid": "overlay:200000:65536\n",
-        "subgid": "overlay:200000:65536\n",
-    }
-    for name, text in texts.items():
-        (base / name).write_text(text)
-        (base / name).chmod(0o644)
-        _bind(base / name, Path("/etc") / name, stack)
+    """A user and its FUSE device, in this mount namespace alone."""
+    add_user(base, "overlay", _ID, stack)
     os.mknod(base / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
     (base / "fuse").chmod(0o666)
-    _bind(base / "fuse", Path("/dev/fuse"), stack)
+    bind(base / "fuse", Path("/dev/fuse"), stack)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +40,7 @@ def rootless(scratch: Path, layout: Path) -> Iterator[Store]:
         _make_user(base, stack)
         # The checkout may lie where the user may not look.
         (base / "checkout").mkdir()
-        _bind(REPOSITORY, base / "checkout", stack)
+        bind(REPOSITORY, base / "checkout", stack)
         python = base / "checkout" / ".venv" / "bin" / "python"
         home = base / "home"
         home.mkdir()
