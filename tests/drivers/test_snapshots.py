@@ -258,7 +258,7 @@ def test_a_layer_that_is_unpacked_on_others_is_written_to_without_a_mount(client
     assert Path(option(mount, "upperdir")).parent == Path(option(mount, "workdir")).parent
     assert client.mounts(key) == [mount]
     mapping = {"containerd.io/snapshot/uidmapping": "0:100000:65536"}
-    others = [("extract-me", {}), ("extract-1 a/b", {}), ("my extract-1 a", {})]
+    others: list[tuple[str, dict[str, str]]] = [("extract-me", {}), ("extract-1 a/b", {}), ("my extract-1 a", {})]
     for other, labels in [(key.replace("123", "124"), mapping), *others]:
         (mount,) = client.prepare(other, "first", labels)
         assert mount.type == "fuse3.overlayfs-py"
