@@ -65,15 +65,13 @@ def call(choose: random.Random) -> Call:
     return choose.choice(kinds)
 
 
-def shape(mounts: Sequence[api.Mount]) -> list[tuple[str, int, list[str]]]:
-    """The mounts, but for the words in which the two differ: kind, number of lower layers, what else matters."""
+def shape(mounts: Sequence[api.Mount]) -> list[tuple[str, int, bool]]:
+    """Of each mount, what the two must have alike: kind, number of lower layers, whether it can be written to."""
     found = []
     for mount in mounts:
         words = dict(word.partition("=")[::2] for word in mount.options)
         lowers = words.get("lowerdir", "").count(":") + 1
-        found.append(
-            (mount.type.replace(f"fuse3.{OURS}", "overlay"), lowers, sorted({"ro", "rw", "upperdir"} & set(words)))
-        )
+        found.append((mount.type.replace(f"fuse3.{OURS}", "overlay"), lowers, "rw" in words or "upperdir" in words))
     return found
 
 

@@ -105,8 +105,9 @@ def test_what_was_changed_on_us_becomes_an_image_that_overlayfs_unpacks_to_the_s
         engine.snapshots(OURS, "commit", "committed", "source")
     engine.ctr("image", "export", str(tmp_path / "exported.tar"), IMAGE)
     layout = tmp_path / "layout"
-    layout.mkdir()
-    subprocess.run(["tar", "-C", layout, "-xf", tmp_path / "exported.tar"], check=True)
+    # Without the annotations, which name the image.
+    copy = ["skopeo", "copy", "--quiet", f"oci-archive:{tmp_path}/exported.tar", f"oci:{layout}:{TAG}"]
+    subprocess.run(copy, check=True, timeout=60)
     add = ["umoci", "raw", "add-layer", "--image", f"{layout}:{TAG}", str(tmp_path / "layer.tar")]
     subprocess.run(add, check=True, timeout=60)
     image = f"example.org/changed:{TAG}"
@@ -114,7 +115,8 @@ def test_what_was_changed_on_us_becomes_an_image_that_overlayfs_unpacks_to_the_s
     unpacked = engine.tree(THEIRS, engine.take(layout, THEIRS, image))
     engine.ctr("image", "rm", "--sync", image)
     engine.release(OURS, "committed")
-    check_same(kept, unpacked)
+    # Of xattrs, containerd keeps that of the capabilities alone in what it archives.
+    check_same(kept, unpacked, ((b"data/keep/a", "xattrs"),))
 
 
 def test_a_container_keeps_its_changes_over_stop_and_start(engine: Containerd) -> None:

@@ -25,9 +25,9 @@ _ULIMITS = ("--ulimit", "nofile=1024:1024", "--network", "none")
 LINKS = {"data/keep/one", "data/keep/two", "data/keep/three"}
 
 
-def archive(layout: Path, path: Path) -> Path:
-    """The image of an OCI layout as Docker loads it."""
-    command = ("skopeo", "copy", "--quiet", f"oci:{layout}:{TAG}", f"docker-archive:{path}:{IMAGE}")
+def archive(layout: Path, path: Path, name: str = IMAGE) -> Path:
+    """The image of an OCI layout as Docker loads it, under a name."""
+    command = ("skopeo", "copy", "--quiet", f"oci:{layout}:{TAG}", f"docker-archive:{path}:{name}")
     subprocess.run(command, check=True, timeout=60)
     return path
 
@@ -114,12 +114,12 @@ def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(daemons:
 def test_a_debian_root_is_changed_committed_saved_and_loaded_as_on_overlay2(
     daemons: Daemons, debian: Path, tmp_path: Path
 ) -> None:
-    path = archive(debian, tmp_path / "debian.tar")
+    path = archive(debian, tmp_path / "debian.tar", "localhost/debian:1")
     trees = {}
     for name in ("ours", "overlay2"):
         each = daemons[name]
         each("load", "--quiet", "--input", str(path))
-        each("run", "--name", "debian", *_ULIMITS, IMAGE, "sh", "-c", DEBIAN_CHANGES)
+        each("run", "--name", "debian", *_ULIMITS, "localhost/debian:1", "sh", "-c", DEBIAN_CHANGES)
         each("commit", "debian", "localhost/purged:1")
         each("rm", "debian")
         trees[name] = content(each, "localhost/purged:1", tmp_path / name)

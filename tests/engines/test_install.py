@@ -102,20 +102,28 @@ def test_a_file_that_is_no_configuration_is_left_alone(layers: Layers, text: str
     assert len(list(path.parent.iterdir())) == 1
 
 
-def test_docker_gets_a_program_of_the_name_it_looks_for(settings: None) -> None:
+def test_docker_takes_what_is_installed_and_all_is_given_back(settings: None) -> None:
     path = Path("/etc/docker/daemon.json")
-    before = '{"debug": true}'
+    before = '{"debug": true, "iptables": false, "ip6tables": false, "bridge": "none"}'
     path.write_text(before)
     ovl("install", "docker")
-    assert json.loads(path.read_text()) == {"debug": True, "storage-driver": "fuse-overlayfs"}
+    assert json.loads(path.read_text()) == json.loads(before) | {"storage-driver": "fuse-overlayfs"}
     unit = Path("/etc/systemd/system/docker.service.d/overlayfs-py.conf").read_text()
-    first = Path(unit.partition("PATH=")[2].partition(":")[0])
+    programs = unit.partition("PATH=")[2].strip()
+    first = Path(programs.partition(":")[0])
     done = subprocess.run([first / "fuse-overlayfs", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("overlayfs-py ")
+    with daemon("dockerd", ready=("docker", "version"), PATH=programs):
+        assert ovl("check", "docker") == "docker uses overlayfs-py\n"
 
-    ovl("uninstall", "docker")
+    said = ovl("uninstall", "docker")
+    assert f"restored {path}\n" in said
     assert path.read_text() == before
-    assert files("/etc/docker", "/usr/local/lib", "/etc/systemd/system") == [str(path)]
+    # The key is the daemon's own.
+    assert files("/etc/docker", "/usr/local/lib", "/etc/systemd/system") == [str(path), "/etc/docker/key.json"]
+    path.write_text(before.replace("}", ', "storage-driver": "vfs"}'))
+    with daemon("dockerd", ready=("docker", "version")):
+        assert ovl("check", "docker", status=1) == "ovl: Docker uses the driver vfs\n"
 
 
 def test_check_says_in_one_line_what_docker_lacks(layers: Layers) -> None:
@@ -190,7 +198,7 @@ def test_containerd_takes_what_is_installed_and_all_is_given_back(settings: None
     done = subprocess.run(["/usr/local/bin/overlayfs-py", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("overlayfs-py ")
 
-    with daemon("containerd"):
+    with daemon("containerd", ready=("ctr", "version")):
         assert "no snapshotter answers on /run/" in ovl("check", "containerd", status=1)
         (start,) = [line for line in service.read_text().splitlines() if line.startswith("ExecStart=")]
         with daemon(*start.partition("=")[2].split()):
@@ -210,7 +218,7 @@ def test_containerd_takes_what_is_installed_and_all_is_given_back(settings: None
     assert f"restored {path}\n" in said and f"Snapshots are left in {ROOT}.\n" in said
     assert path.read_text() == _CONTAINERD
     assert files("/etc/containerd", "/etc/systemd/system", "/usr/local/bin") == [str(path)]
-    with daemon("containerd"):
+    with daemon("containerd", ready=("ctr", "version")):
         assert "containerd knows no snapshotter overlayfs-py" in ovl("check", "containerd", status=1)
 
 
@@ -219,13 +227,19 @@ def ctr(*arguments: str) -> int:
 
 
 @contextmanager
-def daemon(*command: str) -> Iterator[None]:
-    """A daemon that is ended; containerd answers before anything else is done."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def daemon(*command: str, ready: tuple[str, ...] = ("true",), **environment: str) -> Iterator[None]:
+    """A daemon that is ended in the end; it is there when the command `ready` succeeds."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 30
-        while command[0] == "containerd" and ctr("version"):
-            assert process.poll() is None and time.monotonic() < deadline, "containerd does not answer"
+        while subprocess.run(ready, capture_output=True, timeout=60, check=False).returncode:
+            assert process.poll() is None and time.monotonic() < deadline, f"{command[0]} does not answer"
             time.sleep(0.05)
         yield
     finally:
