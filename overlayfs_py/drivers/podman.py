@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -49,13 +50,28 @@ def paths(*, user: bool) -> list[Path]:
 
 
 def check(program: Path) -> str | None:
-    """Why podman, as this user runs it, does not mount with `program`; None when it does. Raises DriverError."""
-    store = json.loads(answer("podman", "info", "--format", "json"))["store"]
-    if store["graphDriverName"] != "overlay":
-        return f"podman uses the driver {store['graphDriverName']}: empty its store with `podman system reset` first"
-    used = store["graphOptions"].get("overlay.mount_program", {}).get("Executable")
+    """Why podman, or buildah where there is no podman, does not mount with `program` for this user; None when it does.
+
+    Raises DriverError.
+    """
+    engine, driver, used = _asked()
+    if driver != "overlay":
+        return f"{engine} uses the driver {driver}: empty its store with `podman system reset` first"
     if used != str(program):
-        return f"podman mounts with {used or 'the kernel'}, by {store['configFile']}"
+        return (
+            f"{engine} mounts with {used or 'the kernel'}: not what {settings_file(user=os.geteuid() != 0)} is to say"
+        )
     if not os.access(_FUSE, os.R_OK | os.W_OK):
-        return f"podman would use it, but this user may not open {_FUSE}: its mode is to be 666"
+        return f"{engine} would use it, but this user may not open {_FUSE}: its mode is to be 666"
     return None
+
+
+def _asked() -> tuple[str, str, str | None]:
+    """An engine that is there, and the storage driver and mount program it names."""
+    if shutil.which("podman") is None and shutil.which("buildah") is not None:
+        store = json.loads(answer("buildah", "info"))["store"]
+        options = dict(option.partition("=")[::2] for option in store["GraphOptions"] or ())
+        return "buildah", store["GraphDriverName"], options.get("overlay.mount_program")
+    store = json.loads(answer("podman", "info", "--format", "json"))["store"]
+    used = store["graphOptions"].get("overlay.mount_program", {})
+    return "podman", store["graphDriverName"], used.get("Executable")

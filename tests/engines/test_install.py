@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,13 +66,28 @@ def test_podman_takes_what_is_installed_and_all_is_given_back(settings: None, la
     assert path.stat().st_mode & 0o777 == 0o600
     assert ovl("check", "podman", CONTAINERS_CONF=f"{layers.base}/containers.conf") == "podman uses overlayfs-py\n"
     assert ovl("install", "podman") == "nothing to change\n"
+    # On a machine that has buildah alone.
+    programs = layers.add("programs")
+    (programs / "buildah").symlink_to(shutil.which("buildah") or "")
+    assert ovl("check", "podman", PATH=str(programs)) == "podman uses overlayfs-py\n"
+    assert "buildah mounts with the kernel: " in ovl(
+        "check", "podman", status=1, PATH=str(programs), **kernels(layers.base)
+    )
 
     assert ovl("uninstall", "podman").startswith(f"restored {path}\n")
     assert path.read_text() == before
     assert os.listdir("/etc/containers") == ["storage.conf"]
     assert ovl("uninstall", "podman") == "nothing to take back\n"
-    if os.path.ismount(layers.base / "store" / "overlay"):
-        umount(os.fsencode(layers.base / "store" / "overlay"))
+    for name in ("store", "kernels"):
+        if os.path.ismount(layers.base / name / "overlay"):
+            umount(os.fsencode(layers.base / name / "overlay"))
+
+
+def kernels(base: Path) -> dict[str, str]:
+    """What makes engines mount with the kernel."""
+    conf = base / "kernels.conf"
+    conf.write_text(f'[storage]\ndriver = "overlay"\nrunroot = "{base}/run"\ngraphroot = "{base}/kernels"\n')
+    return {"CONTAINERS_STORAGE_CONF": str(conf)}
 
 
 def test_a_user_gets_a_file_of_their_own(layers: Layers) -> None:
