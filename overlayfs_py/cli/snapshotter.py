@@ -8,10 +8,8 @@ import sqlite3
 import sys
 
 from overlayfs_py import __version__
+from overlayfs_py.drivers.containerd.configuration import ADDRESS, ROOT
 from overlayfs_py.errors import OverlayError
-
-ADDRESS = "/run/overlayfs-py-snapshotter/snapshotter.sock"
-ROOT = "/var/lib/overlayfs-py-snapshotter"
 
 _FAILED = 1
 
@@ -20,9 +18,9 @@ def main() -> int:
     """Run with the arguments of this process; returns the exit status."""
     arguments = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="overlayfs-py-snapshotter: %(levelname)s: %(message)s")
-    missing = [name for name in ("grpc", "google.protobuf") if not _installed(name)]
-    if missing:
-        return _fail(f"{' and '.join(missing)} missing: pip install 'overlayfs-py[containerd]'")
+    lacking = missing()
+    if lacking:
+        return _fail(lacking)
     if os.geteuid() != 0:
         return _fail("it makes layers that belong to any user: run it as root")
     from overlayfs_py.drivers.containerd.failures import SnapshotError
@@ -33,6 +31,12 @@ def main() -> int:
     except (OverlayError, SnapshotError, OSError, sqlite3.Error) as error:
         return _fail(str(error))
     return 0
+
+
+def missing() -> str | None:
+    """What this installation lacks to serve containerd, and how to get it; None when nothing."""
+    names = [name for name in ("grpc", "google.protobuf") if not _installed(name)]
+    return f"{' and '.join(names)} missing: pip install 'overlayfs-py[containerd]'" if names else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ class Change:
 
 def difference(change: Change) -> str:
     """What a change does to its file, as a unified diff; empty when nothing."""
-    old = _read(change.path)
+    old = read(change.path)
     lines = difflib.unified_diff(
         (old or "").splitlines(keepends=True),
         change.text.splitlines(keepends=True),
@@ -44,7 +44,7 @@ def make(changes: Sequence[Change]) -> None:
     made: list[Path] = []
     try:
         for change in changes:
-            old = _read(change.path)
+            old = read(change.path)
             if old == change.text:
                 continue
             change.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def undo(paths: Sequence[Path]) -> list[Path]:
         if not backup.exists():
             continue
         kept = json.loads(backup.read_text())
-        if _read(path) not in (kept["before"], kept["after"]):
+        if read(path) not in (kept["before"], kept["after"]):
             raise DriverError(f"{path} was changed since: take it back by hand, what it had is in {backup}")
         found.append((path, kept["before"]))
     for path, before in found:
@@ -82,17 +82,23 @@ def undo(paths: Sequence[Path]) -> list[Path]:
     return [path for path, _ in found]
 
 
-def _backup(path: Path) -> Path:
-    return path.with_name(path.name + _BACKUP)
+def is_made(path: Path) -> bool:
+    """Whether `make` has changed a file, and `undo` would give it back."""
+    return _backup(path).exists()
 
 
-def _read(path: Path) -> str | None:
+def read(path: Path) -> str | None:
+    """The text of a configuration file, None where there is none. Raises DriverError when it is not UTF-8."""
     try:
         return path.read_text()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
         raise DriverError(f"{path} is not UTF-8") from error
+
+
+def _backup(path: Path) -> Path:
+    return path.with_name(path.name + _BACKUP)
 
 
 def _write(path: Path, text: str, mode: int) -> None:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Final
 
-from overlayfs_py.drivers.changes import Change, DriverError
+from overlayfs_py.drivers.asking import answer
+from overlayfs_py.drivers.changes import Change, DriverError, read
 
 DRIVER: Final = "fuse-overlayfs"
-_DIRECTORY: Final = Path("/usr/local/lib/overlayfs-py")
-_PROGRAM: Final = _DIRECTORY / DRIVER
+DIRECTORY: Final = Path("/usr/local/lib/overlayfs-py")
+_PROGRAM: Final = DIRECTORY / DRIVER
 _SETTINGS: Final = Path("/etc/docker/daemon.json")
 _UNIT: Final = Path("/etc/systemd/system/docker.service.d/overlayfs-py.conf")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LIMIT: Final = 60.0  # seconds for an answer of Docker
 
 
 def changes(program: Path) -> list[Change]:
     """What makes Docker mount with `program`. Raises DriverError where daemon.json is no JSON object."""
+    before = read(_SETTINGS)
     try:
-        settings = json.loads(_SETTINGS.read_text()) if _SETTINGS.exists() else {}
+        settings = json.loads(before) if before else {}
     except ValueError as error:
         raise DriverError(f"{_SETTINGS} is no JSON: {error}") from error
     if not isinstance(settings, dict):
@@ -30,7 +30,7 @@ def changes(program: Path) -> list[Change]:
     settings["storage-driver"] = DRIVER
     return [
         Change(_PROGRAM, f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@"\n', 0o755),
-        Change(_UNIT, f"[Service]\nEnvironment=PATH={_DIRECTORY}:{_PATH}\n"),
+        Change(_UNIT, f"[Service]\nEnvironment=PATH={DIRECTORY}:{_PATH}\n"),
         Change(_SETTINGS, json.dumps(settings, indent=2) + "\n"),
     ]
 
@@ -42,15 +42,9 @@ def paths() -> list[Path]:
 
 def check() -> str | None:
     """Why Docker does not mount with us; None when it does. Raises DriverError."""
-    try:
-        done = subprocess.run(
-            ["docker", "info", "--format", "{{.Driver}}"], capture_output=True, text=True, timeout=_LIMIT, check=False
-        )
-    except FileNotFoundError as error:
-        raise DriverError("docker is not installed") from error
-    used = done.stdout.strip()
-    if done.returncode or not used:
-        raise DriverError(f"docker info: {done.stderr.strip() or 'no answer'}")
+    used = answer("docker", "info", "--format", "{{.Driver}}").strip()
+    if not used:
+        raise DriverError("docker info names no driver: is its daemon running?")
     if used != DRIVER:
         return f"Docker uses the driver {used}"
     return None if _PROGRAM.exists() else f"Docker uses the driver {DRIVER}, but there is no {_PROGRAM}"

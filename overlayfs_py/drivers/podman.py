@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import shutil
 from pathlib import Path
 from typing import Final
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from overlayfs_py.drivers.changes import Change, DriverError
+from overlayfs_py.drivers.asking import answer
+from overlayfs_py.drivers.changes import Change, DriverError, read
 
 _SYSTEM: Final = Path("/etc/containers/storage.conf")
-_LIMIT: Final = 60.0  # seconds for an answer of podman
+_FUSE: Final = "/dev/fuse"
 
 
 def settings_file(*, user: bool) -> Path:
@@ -27,8 +28,9 @@ def settings_file(*, user: bool) -> Path:
 def changes(program: Path, *, user: bool) -> list[Change]:
     """What makes the engines mount with `program`. Raises DriverError where the file there is no right TOML."""
     path = settings_file(user=user)
+    before = read(path)
     try:
-        document = tomlkit.parse(path.read_text() if path.exists() else "")
+        document = tomlkit.parse(before or "")
         storage = document.setdefault("storage", tomlkit.table())
         storage["driver"] = "overlay"
         if not user:
@@ -48,17 +50,28 @@ def paths(*, user: bool) -> list[Path]:
 
 
 def check(program: Path) -> str | None:
-    """Why podman, as this user runs it, does not mount with `program`; None when it does. Raises DriverError."""
-    try:
-        done = subprocess.run(
-            ["podman", "info", "--format", "json"], capture_output=True, text=True, timeout=_LIMIT, check=False
+    """Why podman, or buildah where there is no podman, does not mount with `program` for this user; None when it does.
+
+    Raises DriverError.
+    """
+    engine, driver, used = _asked()
+    if driver != "overlay":
+        return f"{engine} uses the driver {driver}: empty its store with `podman system reset` first"
+    if used != str(program):
+        return (
+            f"{engine} mounts with {used or 'the kernel'}: not what {settings_file(user=os.geteuid() != 0)} is to say"
         )
-    except FileNotFoundError as error:
-        raise DriverError("podman is not installed") from error
-    if done.returncode:
-        raise DriverError(f"podman info: {done.stderr.strip()}")
-    store = json.loads(done.stdout)["store"]
-    if store["graphDriverName"] != "overlay":
-        return f"podman uses the driver {store['graphDriverName']}: empty its store with `podman system reset` first"
-    used = store["graphOptions"].get("overlay.mount_program", {}).get("Executable")
-    return None if used == str(program) else f"podman mounts with {used or 'the kernel'}, by {store['configFile']}"
+    if not os.access(_FUSE, os.R_OK | os.W_OK):
+        return f"{engine} would use it, but this user may not open {_FUSE}: its mode is to be 666"
+    return None
+
+
+def _asked() -> tuple[str, str, str | None]:
+    """An engine that is there, and the storage driver and mount program it names."""
+    if shutil.which("podman") is None and shutil.which("buildah") is not None:
+        store = json.loads(answer("buildah", "info"))["store"]
+        options = dict(option.partition("=")[::2] for option in store["GraphOptions"] or ())
+        return "buildah", store["GraphDriverName"], options.get("overlay.mount_program")
+    store = json.loads(answer("podman", "info", "--format", "json"))["store"]
+    used = store["graphOptions"].get("overlay.mount_program", {})
+    return "podman", store["graphDriverName"], used.get("Executable")

@@ -23,10 +23,12 @@ _LIMIT = 30.0  # seconds that a call or a start may take
 
 
 class Client:
-    """The calls of containerd's snapshots API."""
+    """The calls of containerd's snapshots API, to a snapshotter itself, or to the one of a name through containerd."""
 
-    def __init__(self, address: Path) -> None:
+    def __init__(self, address: Path, name: str = "", metadata: tuple[tuple[str, str | bytes], ...] = ()) -> None:
         self._channel = grpc.insecure_channel(f"unix:{address}")
+        self._name = name
+        self._metadata = metadata
 
     def close(self) -> None:
         self._channel.close()
@@ -64,8 +66,9 @@ class Client:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=api.ListSnapshotsResponse.FromString,
         )
-        request = api.ListSnapshotsRequest(filters=filters)
-        return [info.name for response in call(request, timeout=_LIMIT) for info in response.info]
+        request = api.ListSnapshotsRequest(snapshotter=self._name, filters=filters)
+        responses = call(request, timeout=_LIMIT, metadata=self._metadata)
+        return [info.name for response in responses for info in response.info]
 
     def usage(self, key: str) -> tuple[int, int]:
         """Bytes and inodes."""
@@ -81,7 +84,8 @@ class Client:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
-        return call(request, timeout=_LIMIT)
+        request.snapshotter = self._name
+        return call(request, timeout=_LIMIT, metadata=self._metadata)
 
 
 @dataclass

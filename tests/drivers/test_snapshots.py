@@ -250,6 +250,20 @@ def test_content_that_is_there_is_not_prepared_again(client: Client) -> None:
     client.prepare("extract-3", labels=reference)
 
 
+def test_a_layer_that_is_unpacked_on_others_is_written_to_without_a_mount(client: Client) -> None:
+    first = committed(client, "first")
+    key = "default/7/extract-123-Ab_- sha256:chain"
+    (mount,) = client.prepare(key, "first")
+    assert (mount.type, option(mount, "lowerdir")) == ("overlay", str(first))
+    assert Path(option(mount, "upperdir")).parent == Path(option(mount, "workdir")).parent
+    assert client.mounts(key) == [mount]
+    mapping = {"containerd.io/snapshot/uidmapping": "0:100000:65536"}
+    others: list[tuple[str, dict[str, str]]] = [("extract-me", {}), ("extract-1 a/b", {}), ("my extract-1 a", {})]
+    for other, labels in [(key.replace("123", "124"), mapping), *others]:
+        (mount,) = client.prepare(other, "first", labels)
+        assert mount.type == "fuse3.overlayfs-py"
+
+
 def test_id_mappings_become_mount_options_and_malformed_ones_are_refused(client: Client) -> None:
     layer = committed(client, "layer")
     labels = {

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.drivers.rig import Process, snapshotter
 from tests.engines.image import TAG, make_image
@@ -40,6 +41,19 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   type = "snapshot"
   address = "{address}"
 """
+
+
+def chain(layout: Path) -> str:
+    """The chain ID of all layers of the image in an OCI layout; see "Layer ChainID" in the image specification."""
+
+    def blob(descriptor: dict[str, str]) -> Any:
+        return json.loads((layout / "blobs" / descriptor["digest"].replace(":", "/")).read_text())
+
+    (manifest,) = json.loads((layout / "index.json").read_text())["manifests"]
+    first, *others = blob(blob(manifest)["config"])["rootfs"]["diff_ids"]
+    for diff in others:
+        first = f"sha256:{hashlib.sha256(f'{first} {diff}'.encode()).hexdigest()}"
+    return str(first)
 
 
 @dataclass
@@ -100,12 +114,19 @@ class Containerd:
 
     def load(self, kind: str, namespace: str = "default") -> None:
         """Import the image and unpack it in one of the snapshotters."""
-        archive = self.base / "image.tar"
-        if not archive.exists():
-            make_image(self.base / "layout")
-            subprocess.run(["tar", "-C", self.base / "layout", "-cf", archive, "."], check=True)
-        name = IMAGE.partition(":")[0]
+        layout = self.base / "layout"
+        if not layout.exists():
+            make_image(layout)
+        self.take(layout, kind, IMAGE, namespace)
+
+    def take(self, layout: Path, kind: str, image: str, namespace: str = "default") -> str:
+        """Import the image of an OCI layout and unpack it in one of the snapshotters; the snapshot of its top layer."""
+        archive = self.base / "archive.tar"
+        subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True)
+        name = image.partition(":")[0]
         self.ctr("-n", namespace, "image", "import", "--base-name", name, "--snapshotter", kind, str(archive))
+        archive.unlink()
+        return chain(layout)
 
     def container(self, kind: str, name: str, script: str, *options: str) -> str:
         """Run a shell script in a container that is removed at its end; what it prints."""
@@ -119,9 +140,9 @@ class Containerd:
         return done.stdout.decode()
 
     @contextlib.contextmanager
-    def living(self, kind: str, name: str) -> Iterator[Path]:
+    def living(self, kind: str, name: str, image: str = IMAGE) -> Iterator[Path]:
         """A container that waits; its root as the host sees it."""
-        self.ctr("run", "--detach", *self._options(kind), IMAGE, name, "/bin/sleep", "1000")
+        self.ctr("run", "--detach", *self._options(kind), image, name, "/bin/sleep", "1000")
         try:
             yield self.base / "state" / "io.containerd.runtime.v2.task" / "default" / name / "rootfs"
         finally:
@@ -136,6 +157,10 @@ class Containerd:
     def end(self, name: str) -> None:
         """End a container's process and unmount its root; its snapshot stays."""
         self.ctr("task", "rm", "--force", name)
+
+    def start_again(self, name: str) -> None:
+        """Run a container that was ended, on the snapshot it had."""
+        self.ctr("task", "start", "--detach", name)
 
     def snapshots(self, kind: str, *arguments: str) -> str:
         """Call ctr about the snapshots of one snapshotter."""
@@ -160,17 +185,13 @@ class Containerd:
         finally:
             unmount(target)
 
-    def top(self, kind: str) -> str:
-        """The snapshot of the image's topmost layer."""
-        rows = [line.split() for line in self.snapshots(kind, "ls").splitlines()[1:]]
-        layers = [row for row in rows if row[0].startswith("sha256:")]
-        parents = {row[1] for row in layers if len(row) == 3}
-        (top,) = [row[0] for row in layers if row[0] not in parents]
-        return top
+    def archive(self, kind: str, key: str) -> bytes:
+        """The changes of a snapshot as a compressed archive: a layer of an image."""
+        return self.run("snapshots", "--snapshotter", kind, "diff", key).stdout
 
     def difference(self, kind: str, key: str) -> dict[str, tuple[object, ...]]:
         """What the archive of the changes of a snapshot holds, by name."""
-        archive = self.run("snapshots", "--snapshotter", kind, "diff", key).stdout
+        archive = self.archive(kind, key)
         found: dict[str, tuple[object, ...]] = {}
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             for member in tar:

@@ -43,7 +43,7 @@ class Docker:
 
 
 @contextmanager
-def daemon(base: Path, driver: str = "fuse-overlayfs") -> Iterator[Docker]:
+def daemon(base: Path, driver: str = "fuse-overlayfs", *options: str) -> Iterator[Docker]:
     """dockerd with a storage driver, its data below the new directory `base`; ended and removed at the end."""
     base.mkdir()
     (base / "bin").mkdir()
@@ -51,6 +51,7 @@ def daemon(base: Path, driver: str = "fuse-overlayfs") -> Iterator[Docker]:
     command = ["dockerd", f"--storage-driver={driver}", "--iptables=false", "--ip6tables=false", "--bridge=none"]
     command += [f"--data-root={base}/data", f"--exec-root={base}/exec", f"--pidfile={base}/pid"]
     command += [f"--host=unix://{base}/socket", f"--config-file={base}/none.json"]
+    command += options
     (base / "none.json").write_text("{}")
     made = Docker(base)
     with (base / "log").open("wb") as log:

@@ -1,11 +1,16 @@
-"""An image of several layers made here, offline, from busybox: an OCI layout, and changes to make in its containers."""
+"""Images of several layers made here, of busybox and of Debian, as OCI layouts, and changes to make in containers."""
 
 import io
+import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+
+from tests.support.mounts import REPOSITORY
 
 BUSYBOX: Final = Path("/usr/bin/busybox")
 TAG: Final = "start"
@@ -33,6 +38,33 @@ echo x >/data/becomes-file
 rm /data/becomes-dir
 mkdir /data/becomes-dir
 echo y >/data/becomes-dir/z
+"""
+
+DEBIAN_CHANGES: Final = """set -e
+export DEBIAN_FRONTEND=noninteractive
+dpkg --purge --force-depends make tzdata >/dev/null
+test ! -e /usr/bin/make
+mv /usr/share/doc /usr/share/papers
+mkdir /usr/share/doc
+cp -a /usr/share/papers/bash /usr/share/doc/again
+rm -rf /usr/share/papers/dpkg /usr/share/man
+mv /usr/share/perl5 /usr/share/aside
+cp -a /usr/share/aside /usr/share/perl5
+rm -r /usr/share/aside
+useradd --create-home someone
+chown -R someone /usr/share/common-licenses
+chmod -R o-r /etc/pam.d
+perl -MTime::Local -pi -e 's/PRETTY/SHORT/' /etc/os-release
+gzip -9 </bin/bash >/var/tmp/archive
+dpkg --configure --pending
+dpkg --audit
+rm -f /var/log/*.log /var/cache/ldconfig/aux-cache /etc/*-
+touch /var/log/own /var/lib/dpkg/updates/own
+"""
+"""What the container of a Debian image does, with packages and without.
+
+Where podman compares trees, it misses the new time of a directory whose names are the old ones, and the new content of
+a file whose size and time are: in the end there are none of either.
 """
 
 CONTAINERFILE: Final = f"""FROM {{base}}
@@ -66,6 +98,47 @@ def make_image(layout: Path) -> None:
         _run("umoci", "raw", "add-layer", "--image", where, str(archive))
         archive.unlink()
     _run("umoci", "config", "--image", where, "--config.cmd", "/bin/sh", "--config.env", "PATH=/bin")
+
+
+_LEFT_OUT: Final = re.compile(
+    r"usr/(lib/(gcc|git-core|python3)|include|share/locale|bin/(git|python3|x86_64-linux-gnu-))|.*(\.a|san\.so.*)$|dev/."
+)
+"""Two thirds of the Debian root, which no test needs."""
+
+
+def make_debian(layout: Path) -> None:
+    """An image `TAG` in a new OCI layout: a Debian root in two layers, and a third that hides parts of them."""
+    where = f"{layout}:{TAG}"
+    _run("umoci", "init", "--layout", str(layout))
+    _run("umoci", "new", "--image", where)
+    tree = subprocess.run([REPOSITORY / "tools/debian-tree"], capture_output=True, text=True, check=True).stdout.strip()
+    archives = [layout.parent / f"debian-{serial}.tar" for serial in range(3)]
+    with ExitStack() as stack:
+        whole = stack.enter_context(tarfile.open(tree))
+        parts = [stack.enter_context(tarfile.open(path, "w", format=tarfile.PAX_FORMAT)) for path in archives[:2]]
+        for member in whole:
+            member.name = member.name.removeprefix("./")
+            member.linkname = member.linkname.removeprefix("./") if member.islnk() else member.linkname
+            if not _LEFT_OUT.match(member.name) and not (member.islnk() and _LEFT_OUT.match(member.linkname)):
+                upper = member.name.startswith(("usr/share/", "etc/"))
+                parts[upper].addfile(member, whole.extractfile(member) if member.isreg() else None)
+    _write(
+        archives[2],
+        (_file("usr/share/doc/.wh.gcc-12-base"), _dir("usr/share/man"), _file("usr/share/man/.wh..wh..opq")),
+    )
+    for archive in archives:
+        _run("umoci", "raw", "add-layer", "--image", where, str(archive))
+        archive.unlink()
+    _run(
+        "umoci",
+        "config",
+        "--image",
+        where,
+        "--config.cmd",
+        "/bin/sh",
+        "--config.env",
+        f"PATH={os.defpath}:/usr/sbin:/sbin",
+    )
 
 
 def _run(*command: str) -> None:

@@ -61,10 +61,10 @@ class Store:
         self.podman("stop", "--time", "0", name)
         return said
 
-    def pull(self, layout: Path) -> None:
-        """Take the image of an OCI layout in, under the name IMAGE."""
+    def pull(self, layout: Path, name: str = IMAGE) -> None:
+        """Take the image of an OCI layout in, under a name."""
         found = self.podman("pull", "--quiet", f"oci:{layout}:{TAG}")
-        self.podman("tag", found, IMAGE)
+        self.podman("tag", found, name)
 
     def tree_of(self, image: str, since: int) -> Tree:
         """What an image holds, read through a mount of it."""

@@ -1,6 +1,8 @@
 """containerd runs containers on our snapshotter, and finds what it finds on its own."""
 
+import gzip
 import signal
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.containerd_rig import IMAGE, OURS, THEIRS, Containerd, containerd
-from tests.engines.image import CHANGES
+from tests.engines.containerd_rig import IMAGE, OURS, THEIRS, Containerd, chain, containerd
+from tests.engines.image import CHANGES, DEBIAN_CHANGES, TAG
 from tests.support.trees import Difference, Tree, compare_trees, read_tree, show_tree
 
 
@@ -40,7 +42,7 @@ LINKS = (
 
 
 def test_an_image_unpacks_to_the_tree_that_the_overlayfs_snapshotter_makes(engine: Containerd) -> None:
-    ours, theirs = (engine.tree(kind, engine.top(kind)) for kind in (OURS, THEIRS))
+    ours, theirs = (engine.tree(kind, chain(engine.base / "layout")) for kind in (OURS, THEIRS))
     assert len(ours) > 300
     check_same(ours, theirs)
 
@@ -70,6 +72,57 @@ def test_changes_in_a_container_are_seen_in_it_diffed_and_committed_as_on_overla
     assert diffs[0].pop("data/keep/two")[0] == tarfile.LNKTYPE
     assert diffs[0] == diffs[1]
     assert {"data/.wh.gone", "data/keep/moved", "data/renamed/sub/new"} <= diffs[0].keys()
+
+
+def test_a_debian_root_is_changed_diffed_and_committed_as_on_overlayfs(engine: Containerd, debian: Path) -> None:
+    image = f"example.org/debian:{TAG}"
+    diffs, kept = [], []
+    for kind in (OURS, THEIRS):
+        engine.take(debian, kind, image)
+        with engine.living(kind, f"debian-{kind}", image):
+            engine.exec(f"debian-{kind}", DEBIAN_CHANGES)
+            diffs.append(engine.difference(kind, f"debian-{kind}"))
+            engine.end(f"debian-{kind}")
+            engine.snapshots(kind, "commit", f"purged-{kind}", f"debian-{kind}")
+        kept.append(engine.tree(kind, f"purged-{kind}"))
+        engine.release(kind, f"purged-{kind}")
+    engine.ctr("image", "rm", "--sync", image)
+    assert len(kept[0]) > 5000
+    check_same(kept[0], kept[1])
+    assert diffs[0].keys() == diffs[1].keys()
+    assert [name for name in diffs[0] if diffs[0][name] != diffs[1][name]] == []
+
+
+def test_what_was_changed_on_us_becomes_an_image_that_overlayfs_unpacks_to_the_same_tree(
+    engine: Containerd, tmp_path: Path
+) -> None:
+    with engine.living(OURS, "source"):
+        engine.exec("source", CHANGES)
+        (tmp_path / "layer.tar").write_bytes(gzip.decompress(engine.archive(OURS, "source")))
+        engine.end("source")
+        engine.snapshots(OURS, "commit", "committed", "source")
+    engine.ctr("image", "export", str(tmp_path / "exported.tar"), IMAGE)
+    layout = tmp_path / "layout"
+    # Without the annotations, which name the image.
+    copy = ["skopeo", "copy", "--quiet", f"oci-archive:{tmp_path}/exported.tar", f"oci:{layout}:{TAG}"]
+    subprocess.run(copy, check=True, timeout=60)
+    add = ["umoci", "raw", "add-layer", "--image", f"{layout}:{TAG}", str(tmp_path / "layer.tar")]
+    subprocess.run(add, check=True, timeout=60)
+    image = f"example.org/changed:{TAG}"
+    kept = engine.tree(OURS, "committed")
+    unpacked = engine.tree(THEIRS, engine.take(layout, THEIRS, image))
+    engine.ctr("image", "rm", "--sync", image)
+    engine.release(OURS, "committed")
+    # Of xattrs, containerd keeps that of the capabilities alone in what it archives.
+    check_same(kept, unpacked, ((b"data/keep/a", "xattrs"),))
+
+
+def test_a_container_keeps_its_changes_over_stop_and_start(engine: Containerd) -> None:
+    with engine.living(OURS, "long"):
+        engine.exec("long", "rm -rf /data/tree && mkdir /data/tree && echo kept >/data/tree/new")
+        engine.end("long")
+        engine.start_again("long")
+        assert engine.exec("long", "cat /data/tree/*; ls /data/tree") == "kept\nnew\n"
 
 
 def test_a_container_outlives_a_killed_snapshotter(engine: Containerd) -> None:

@@ -1,8 +1,8 @@
-"""Docker on our mounts, by the name of the program it calls, beside the driver that copies whole trees (vfs)."""
+"""Docker on our mounts, by the name of the program it calls, beside its drivers overlay2 and vfs (of whole copies)."""
 
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.engines.docker import Docker, daemon
-from tests.engines.image import CHANGES, CONTAINERFILE, TAG, make_context
-from tests.engines.podman import IMAGE, store
+from tests.engines.image import CHANGES, CONTAINERFILE, DEBIAN_CHANGES, TAG, make_context
+from tests.engines.podman import IMAGE
+from tests.engines.users import add_user
 
 Daemons = dict[str, Docker]
 # Name → type, mode, owner, size, link, xattrs, content.
@@ -20,20 +21,31 @@ Members = dict[str, tuple[object, ...]]
 _ULIMITS = ("--ulimit", "nofile=1024:1024", "--network", "none")
 
 
+# overlay2 mounts without an index: there the names of a file part when it is changed through one of them.
+LINKS = {"data/keep/one", "data/keep/two", "data/keep/three"}
+
+
+def archive(layout: Path, path: Path, name: str = IMAGE) -> Path:
+    """The image of an OCI layout as Docker loads it, under a name."""
+    command = ("skopeo", "copy", "--quiet", f"oci:{layout}:{TAG}", f"docker-archive:{path}:{name}")
+    subprocess.run(command, check=True, timeout=60)
+    return path
+
+
 @pytest.fixture(scope="module")
-def daemons(scratch: Path, layout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
-    """Daemons of two drivers, each with the image."""
-    archive = tmp_path_factory.mktemp("archive") / "image.tar"
-    subprocess.run(
-        ["skopeo", "copy", "--quiet", f"oci:{layout}:{TAG}", f"docker-archive:{archive}:{IMAGE}"],
-        check=True,
-        timeout=60,
-    )
+def loaded(layout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive(layout, tmp_path_factory.mktemp("archive") / "image.tar")
+
+
+@pytest.fixture(scope="module")
+def daemons(scratch: Path, loaded: Path) -> Iterator[Daemons]:
+    """Daemons of three drivers, each with the image."""
     with ExitStack() as stack:
         made = {"ours": stack.enter_context(daemon(scratch / "docker-ours"))}
-        made["vfs"] = stack.enter_context(daemon(scratch / "docker-vfs", "vfs"))
+        for driver in ("vfs", "overlay2"):
+            made[driver] = stack.enter_context(daemon(scratch / f"docker-{driver}", driver))
         for each in made.values():
-            each("load", "--quiet", "--input", str(archive))
+            each("load", "--quiet", "--input", str(loaded))
         yield made
 
 
@@ -51,10 +63,22 @@ def members(docker: Docker, container: str, path: Path) -> Members:
     return found
 
 
-def same(ours: Members, other: Members) -> None:
+def same(trees: dict[str, Members], apart: Collection[str] = ()) -> None:
+    """All are equal, entry by entry, but for what `apart` names."""
+    ours = trees["ours"]
     assert len(ours) > 300
-    assert sorted(ours) == sorted(other)
-    assert [name for name in ours if ours[name] != other[name]] == []
+    for other in trees.values():
+        assert sorted(ours) == sorted(other)
+        assert [name for name in ours if ours[name] != other[name] and name not in apart] == []
+
+
+def content(docker: Docker, image: str, path: Path) -> Members:
+    """Everything in an image, as a new container of it shows it."""
+    docker("create", "--name", "look", image)
+    try:
+        return members(docker, "look", path)
+    finally:
+        docker("rm", "look")
 
 
 def test_docker_uses_our_program(daemons: Daemons) -> None:
@@ -68,36 +92,44 @@ def test_docker_uses_our_program(daemons: Daemons) -> None:
     ours("rm", "--force", "seen")
 
 
-def test_a_changed_container_is_listed_committed_and_saved_alike(
-    daemons: Daemons, scratch: Path, tmp_path: Path
-) -> None:
+def test_a_changed_container_is_listed_committed_saved_and_loaded_alike(daemons: Daemons, tmp_path: Path) -> None:
     listed, trees = {}, {}
     for name, each in daemons.items():
         each("run", "--name", "changed", *_ULIMITS, IMAGE, "sh", "-c", CHANGES)
         listed[name] = sorted(each("diff", "changed").splitlines())
         each("commit", "changed", "localhost/changed:1")
         each("rm", "changed")
-        each("create", "--name", "look", "localhost/changed:1")
-        trees[name] = members(each, "look", tmp_path / name)
-        each("rm", "look")
-    same(trees["ours"], trees["vfs"])
+        trees[name] = content(each, "localhost/changed:1", tmp_path / name)
+    same({name: trees[name] for name in ("ours", "vfs")})
+    same(trees, LINKS)
     assert listed["ours"] == listed["vfs"]
     assert len(listed["ours"]) > 20
-    daemons["ours"]("save", "--output", str(tmp_path / "saved"), "localhost/changed:1")
-    with store(scratch / "docker-kernel", "overlay") as kernel:
-        kernel.podman("load", "--quiet", "--input", str(tmp_path / "saved"))
-        root = Path(kernel.podman("image", "mount", "localhost/changed:1"))
-        try:
-            assert (root / "data/renamed/sub/new").read_text() == "inside\n"
-            assert sorted(path.name for path in (root / "data/tree").iterdir()) == ["deep"]
-            files = {name: member[-1] for name, member in trees["ours"].items() if member[0] == tarfile.REGTYPE}
-            # Docker puts these into each container.
-            made = {".dockerenv", "dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf"}
-            assert {name: (root / name).read_bytes() for name in files.keys() - made} == {
-                name: files[name] for name in files.keys() - made
-            }
-        finally:
-            kernel.podman("image", "unmount", "localhost/changed:1")
+    ours, kernel = daemons["ours"], daemons["overlay2"]
+    kernel("rmi", "localhost/changed:1")
+    ours("save", "--output", str(tmp_path / "saved"), "localhost/changed:1")
+    kernel("load", "--quiet", "--input", str(tmp_path / "saved"))
+    same({"ours": trees["ours"], "loaded": content(kernel, "localhost/changed:1", tmp_path / "loaded")})
+
+
+def test_a_debian_root_is_changed_committed_saved_and_loaded_as_on_overlay2(
+    daemons: Daemons, debian: Path, tmp_path: Path
+) -> None:
+    path = archive(debian, tmp_path / "debian.tar", "localhost/debian:1")
+    trees = {}
+    for name in ("ours", "overlay2"):
+        each = daemons[name]
+        each("load", "--quiet", "--input", str(path))
+        each("run", "--name", "debian", *_ULIMITS, "localhost/debian:1", "sh", "-c", DEBIAN_CHANGES)
+        each("commit", "debian", "localhost/purged:1")
+        each("rm", "debian")
+        trees[name] = content(each, "localhost/purged:1", tmp_path / name)
+    assert len(trees["ours"]) > 5000
+    same(trees)
+    ours, kernel = daemons["ours"], daemons["overlay2"]
+    kernel("rmi", "localhost/purged:1")
+    ours("save", "--output", str(tmp_path / "saved"), "localhost/purged:1")
+    kernel("load", "--quiet", "--input", str(tmp_path / "saved"))
+    same({"ours": trees["ours"], "loaded": content(kernel, "localhost/purged:1", tmp_path / "loaded")})
 
 
 def test_a_build_of_many_steps_makes_the_same_image(daemons: Daemons, tmp_path: Path) -> None:
@@ -106,10 +138,9 @@ def test_a_build_of_many_steps_makes_the_same_image(daemons: Daemons, tmp_path: 
     trees = {}
     for name, each in daemons.items():
         each("build", "--no-cache", "--quiet", "--network", "none", "--tag", "built", str(tmp_path), limit=110.0)
-        each("create", "--name", "built", "built")
-        trees[name] = members(each, "built", tmp_path / f"{name}.tar")
-        each("rm", "built")
-    same(trees["ours"], trees["vfs"])
+        trees[name] = content(each, "built", tmp_path / f"{name}.tar")
+    same({name: trees[name] for name in ("ours", "vfs")})
+    same(trees, LINKS)
 
 
 def test_a_container_keeps_its_changes_over_stop_and_start(daemons: Daemons) -> None:
@@ -122,13 +153,34 @@ def test_a_container_keeps_its_changes_over_stop_and_start(daemons: Daemons) -> 
     ours("rm", "--force", "long")
 
 
-def test_eight_containers_run_at_once_and_leave_nothing(daemons: Daemons) -> None:
+def test_a_daemon_with_mapped_ids_runs_containers_that_own_the_files_of_their_image(
+    scratch: Path, loaded: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        add_user(tmp_path, "remapped", 4242, stack)
+        ours = stack.enter_context(daemon(scratch / "docker-mapped", "fuse-overlayfs", "--userns-remap=remapped"))
+        ours("load", "--quiet", "--input", str(loaded))
+        script = f"{CHANGES}\nstat -c '%u:%g %n' /data/keep/a /data/keep/owner /etc/motd; cat /proc/self/uid_map"
+        said = ours("run", "--name", "mapped", *_ULIMITS, IMAGE, "sh", "-c", script).split()
+        assert said == [
+            *("1000:1000", "/data/keep/a", "12:34", "/data/keep/owner", "0:0", "/etc/motd"),
+            *("0", "200000", "65536"),
+        ]
+        assert len(ours("diff", "mapped").splitlines()) > 20
+        ours("rm", "mapped")
+
+
+def test_eight_containers_run_at_once_and_prune_leaves_nothing(daemons: Daemons) -> None:
     ours = daemons["ours"]
     with ThreadPoolExecutor(8) as pool:
         command = ("run", *_ULIMITS, IMAGE, "sh", "-c", f"{CHANGES}\nls /data/tree")
         runs = [pool.submit(ours, *command, limit=110.0) for _ in range(8)]
         assert [run.result() for run in runs] == ["deep"] * 8
-    ours("container", "prune", "--force")
+    ours("run", *_ULIMITS, "--volume", "named:/named", IMAGE, "true")
+    ours("system", "prune", "--all", "--force", "--volumes")
+    for what in ("container ls --all", "image ls --all", "volume ls"):
+        assert ours(*what.split(), "--quiet") == ""
     assert ours.mounts() == []
+    assert [path.name for path in (ours.base / "data" / "fuse-overlayfs").iterdir()] in ([], ["l"])
     found = subprocess.run(["pgrep", "--full", f"-m overlayfs_py.*{ours.base}/data"], capture_output=True, check=False)
     assert found.stdout == b""

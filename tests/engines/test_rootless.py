@@ -6,6 +6,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import pytest
 from tests.engines.image import CHANGES, CONTAINERFILE, make_context
 from tests.engines.podman import IMAGE, Store, clear, configure, store
 from tests.engines.program import write_program
+from tests.engines.users import add_user, bind
 from tests.support.mounts import REPOSITORY
-from tests.support.syscalls import MNT_DETACH, MS_BIND, mount, umount
 from tests.support.trees import compare_trees
 
 _ID = 4242
@@ -23,26 +24,12 @@ _START = time.time_ns()  # of the run, before there is any store
 _AS_USER = ("setpriv", "--reuid", str(_ID), "--regid", str(_ID), "--clear-groups")
 
 
-def _bind(source: Path, target: Path, stack: ExitStack) -> None:
-    mount(os.fsencode(source), os.fsencode(target), None, MS_BIND)
-    stack.callback(umount, os.fsencode(target), MNT_DETACH)
-
-
 def _make_user(base: Path, stack: ExitStack) -> None:
-    """A user with 65,536 subordinate ids, and its FUSE device, in this mount namespace alone."""
-    texts = {
-        "passwd": Path("/etc/passwd").read_text() + f"overlay:x:{_ID}:{_ID}::{base}:/bin/sh\n",
-        "group": Path("/etc/group").read_text() + f"overlay:x:{_ID}:\n",
-        "subuid": "overlay:200000:65536\n",
-        "subgid": "overlay:200000:65536\n",
-    }
-    for name, text in texts.items():
-        (base / name).write_text(text)
-        (base / name).chmod(0o644)
-        _bind(base / name, Path("/etc") / name, stack)
+    """A user and its FUSE device, in this mount namespace alone."""
+    add_user(base, "overlay", _ID, stack)
     os.mknod(base / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
     (base / "fuse").chmod(0o666)
-    _bind(base / "fuse", Path("/dev/fuse"), stack)
+    bind(base / "fuse", Path("/dev/fuse"), stack)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +41,7 @@ def rootless(scratch: Path, layout: Path) -> Iterator[Store]:
         _make_user(base, stack)
         # The checkout may lie where the user may not look.
         (base / "checkout").mkdir()
-        _bind(REPOSITORY, base / "checkout", stack)
+        bind(REPOSITORY, base / "checkout", stack)
         python = base / "checkout" / ".venv" / "bin" / "python"
         home = base / "home"
         home.mkdir()
@@ -72,13 +59,13 @@ def rootless(scratch: Path, layout: Path) -> Iterator[Store]:
             shutil.rmtree(base)
 
 
-def test_a_user_changes_commits_and_builds_as_root_does(
+def test_a_user_changes_commits_builds_and_saves_as_root_does(
     rootless: Store, scratch: Path, layout: Path, tmp_path: Path
 ) -> None:
     context = rootless.base / "TMPDIR" / "context"
     make_context(context)
     (context / "Containerfile").write_text(CONTAINERFILE.format(base=IMAGE))
-    with store(scratch / "podman-root", "vfs") as root:
+    with store(scratch / "podman-root", "vfs") as root, store(scratch / "podman-kernel", "overlay") as kernel:
         root.pull(layout)
         for each in (rootless, root):
             each.inside("changed", CHANGES)
@@ -97,12 +84,11 @@ def test_a_user_changes_commits_and_builds_as_root_does(
         # Read as root, who has the ids of the image.
         for image in ("localhost/changed", "localhost/built"):
             copied = root.tree_of(image, _START)
-            root.podman("rmi", image)
             archive = rootless.base / "TMPDIR" / "saved"
             rootless.podman("save", "--quiet", "--output", str(archive), image)
-            root.podman("load", "--quiet", "--input", str(archive))
+            kernel.podman("load", "--quiet", "--input", str(archive))
             archive.unlink()
-            found = compare_trees(root.tree_of(image, _START), copied, ignore=("atime", "sparse"))
+            found = compare_trees(kernel.tree_of(image, _START), copied, ignore=("atime", "sparse"))
             assert not found, "\n".join(map(str, found))
             assert len(copied) > 300
     shutil.rmtree(context)
@@ -139,3 +125,44 @@ def test_root_of_a_mapped_container_changes_the_tree_as_one_without_a_mapping(ro
     rootless.podman("rm", "plain", "mapped")
     assert mapped == plain
     assert "12:34 /data/keep/owner" in plain
+
+
+def test_a_container_of_a_user_keeps_its_changes_over_stop_and_start(rootless: Store) -> None:
+    rootless.podman("run", "--detach", "--name", "long", IMAGE, "sleep", "1000")
+    rootless.podman("exec", "long", "sh", "-c", "rm -rf /data/tree && mkdir /data/tree && echo kept >/data/tree/new")
+    assert "C /data/tree" in rootless.podman("diff", "long").splitlines()
+    rootless.podman("stop", "--time", "0", "long")
+    rootless.podman("start", "long")
+    assert rootless.podman("exec", "long", "sh", "-c", "cat /data/tree/*; ls /data/tree") == "kept\nnew"
+    rootless.podman("rm", "--force", "--time", "0", "long")
+
+
+def test_eight_containers_of_a_user_run_at_once(rootless: Store) -> None:
+    def run(number: int) -> str:
+        return rootless.inside(f"many-{number}", f"{CHANGES}\necho {number} >/data/own; cat /data/own; ls /data/tree")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(8))) == [f"{number}\ndeep" for number in range(8)]
+    rootless.podman("rm", *(f"many-{number}" for number in range(8)))
+
+
+def test_an_overlay_volume_of_a_user_leaves_its_source_alone(rootless: Store) -> None:
+    source = rootless.base / "TMPDIR" / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "file").write_text("old")
+    script = "rm -r /volume/sub && mkdir /volume/sub && echo new >/volume/sub/other && ls /volume/sub"
+    assert rootless.inside("volume", script, "--volume", f"{source}:/volume:O") == "other"
+    assert [path.name for path in (source / "sub").iterdir()] == ["file"]
+    rootless.podman("rm", "volume")
+    shutil.rmtree(source)
+
+
+def test_prune_leaves_a_user_no_container_layer_volume_or_daemon(rootless: Store) -> None:
+    rootless.inside("done", "rm -rf /data", "--volume", "named:/named")
+    rootless.podman("commit", "--quiet", "done")
+    rootless.podman("system", "prune", "--all", "--force", "--volumes")
+    for what in ("ps --all", "images --all", "volume ls"):
+        assert rootless.podman(*what.split(), "--quiet") == ""
+    assert rootless.left() == []
+    found = subprocess.run(["pgrep", "--full", f"{rootless.base}/store"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""

@@ -1,5 +1,6 @@
 """The proxy snapshotter of containerd: image layers and containers as snapshots, mounted by `overlayfs-py`.
 
+configuration     what makes containerd use it
 snapshots.proto   the service, as containerd calls it; snapshots_pb2 is made of it
 failures          what a request may be refused for
 filters           containerd's filter language

@@ -47,6 +47,7 @@ cdef class Plain:
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1
     cdef bint shown(self, Node node, stat* st)
     cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1
+    cdef bint bare(self, Node node) except -1
     cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers)
     cdef tuple _lowers(self, Node parent, bytes name, stat* st)
     cdef bint _ends(self, Real real, int dir_fd) except -1

@@ -305,6 +305,17 @@ cdef class Plain:
         length = get_xattr(self.dirs.fd(real.parent), real.name, key, value, size)
         return length if length >= 0 else -errno
 
+    cdef bint bare(self, Node node) except -1:
+        """Whether a node has no extended attribute; False where core has to look, too."""
+        cdef Real real
+        cdef char key
+        if node.pinned >= 0:
+            return False
+        real = node.upper if node.upper is not None else <Real>node.lowers[0]
+        if real.parent is None:
+            return False
+        return list_xattrs(self.dirs.fd(real.parent), real.name, &key, 0) == 0
+
     cdef int _ask(self, Real base, bytes name, int* dir_fd, stat* st) except -2:
         """What the directory `base` of one layer has under a name."""
         cdef stat mark
