@@ -93,7 +93,7 @@ def _unpack(
             targets[at].mkdir(mode=0o700)
             digest = incoming.manifest.layers[at].digest
             blob = incoming.blobs.get(digest, layout.blob(digest))
-            jobs[at] = pool.submit(_extract, blob, targets[at], diff_ids[at], layout.userxattr, told)
+            jobs[at] = pool.submit(_extract, layout, blob, targets[at], diff_ids[at], told)
         try:
             for at, job in jobs.items():
                 extracted[at] = job.result()
@@ -101,6 +101,9 @@ def _unpack(
             pool.shutdown(cancel_futures=True)
             raise
     warnings = []
+    disowned = sum(done.disowned for done in extracted.values())
+    if disowned:
+        warnings.append(f"{disowned} files are root's that were another user's: that takes ranges in /etc/subuid")
     for at in todo:
         below = [incoming.unpacked.get(chain_id) or layout.layer(chain_id) for chain_id in chain[:at]]
         settle(targets[at], extracted[at], below[::-1], userxattr=layout.userxattr)
@@ -112,11 +115,11 @@ def _unpack(
     return warnings
 
 
-def _extract(blob: Path, target: Path, diff_id: str, userxattr: bool, told: Told) -> Extracted:
+def _extract(layout: Layout, blob: Path, target: Path, diff_id: str, told: Told) -> Extracted:
     told("unpacking", diff_id)
     try:
         with open(blob, "rb") as archive:
-            extracted = extract(archive, target, userxattr=userxattr)
+            extracted = extract(archive, target, userxattr=layout.userxattr, one_owner=layout.one_owner)
     except FileNotFoundError as error:
         raise ImageError(f"the blob of a layer is missing: {blob.name}") from error
     if extracted.diff_id != diff_id:
