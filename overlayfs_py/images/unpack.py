@@ -13,12 +13,12 @@ import stat
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from overlayfs_py.core.marks import DOT_META, DOT_OPAQUE, DOT_WHITEOUT, FOREIGN_PREFIX, WHITEOUT_DEVICE, Marks
 from overlayfs_py.images.archive import Attributes, Entry, entries, shown
 from overlayfs_py.images.model import ImageError
-from overlayfs_py.images.streams import TarSource
+from overlayfs_py.images.streams import Source, TarSource
 from overlayfs_py.images.trees import remove_tree, temporary_name
 from overlayfs_py.sys import files, paths, xattrs
 from overlayfs_py.sys.rename import renameat2
@@ -49,7 +49,7 @@ class Extracted:
     disowned: int = 0
 
 
-def extract(archive: IO[bytes], target: Path, *, userxattr: bool, one_owner: bool = False) -> Extracted:
+def extract(archive: Source, target: Path, *, userxattr: bool, one_owner: bool = False) -> Extracted:
     """Make the objects of an archive, compressed or not, in the empty directory `target`; with `one_owner` all root's.
 
     The directory that `target` is in must be ours alone: what later entries replace is taken apart there.
