@@ -12,7 +12,7 @@ from overlayfs_py.cli.output import Failure, print_json, print_table, usage
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.images import ImageError, Store
 from overlayfs_py.images.store import default_root
-from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.errors import ContainerError, NoContainerError
 from overlayfs_py.runtime.state import Container, Containers
 
 
@@ -27,6 +27,20 @@ class Failed(Failure):
 def complain(message: str) -> None:
     """One line on standard error, for what does not end the command."""
     Failure(message).show()
+
+
+def _told(error: ContainerError) -> str:
+    """What went wrong; more of it where an image was named for a container."""
+    if isinstance(error, NoContainerError):
+        try:
+            store().image(error.word)
+        except ImageError:
+            return str(error)
+        return (
+            f"{error.word} is an image, not a container: ovl run makes a container of it, "
+            "and ovl layers shows what its layers change"
+        )
+    return str(error)
 
 
 class ContainerCommand(click.Command):
@@ -44,7 +58,7 @@ class ContainerCommand(click.Command):
         try:
             return super().invoke(ctx)
         except ContainerError as error:
-            raise Failed(str(error), error.status if self.runs else 1) from error
+            raise Failed(_told(error), error.status if self.runs else 1) from error
         except (ImageError, OverlayError) as error:
             raise Failed(str(error), 125 if self.runs else 1) from error
         except OSError as error:
@@ -87,7 +101,7 @@ def each(words: Iterable[str], act: Callable[[str], None]) -> None:
         try:
             act(word)
         except ContainerError as error:
-            complain(str(error))
+            complain(_told(error))
             failed = True
         else:
             click.echo(word)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from overlayfs_py.cli.completion import any_names, container_names, places
 from overlayfs_py.cli.container_base import ContainerCommand, containers, store
 from overlayfs_py.cli.output import format_option, print_json
 from overlayfs_py.images.settings import apply_lines
@@ -36,10 +37,12 @@ def _steady(known: Containers, container: Container) -> Iterator[Status]:
 @click.command(cls=ContainerCommand)
 @click.option("-a", "--archive", is_flag=True, help="Keep the owners.")
 @click.option("-L", "--follow-link", "follow", is_flag=True, help="Copy what a link leads to.")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", shell_complete=places)
+@click.argument("target", shell_complete=places)
 def cp(archive: bool, follow: bool, source: str, target: str) -> None:
-    """Copy a file or directory between the host and a container; '-' is a tar stream.
+    """Copy files between the host and a container.
+
+    '-' for the path of the host is a tar stream on standard input or output.
 
     \b
     Examples:
@@ -76,9 +79,9 @@ def _split(word: str) -> tuple[str | None, str]:
 
 @click.command(cls=ContainerCommand)
 @format_option
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 def diff(form: str, name: str) -> None:
-    """List what a container has added (A), changed (C) and deleted (D) of its image.
+    """List what a container adds (A), changes (C) and deletes (D).
 
     \b
     Example:
@@ -105,15 +108,15 @@ def diff(form: str, name: str) -> None:
 @click.option("-m", "--message", default="", help="What for.")
 @click.option("-c", "--change", "instructions", multiple=True, metavar="INSTRUCTION", help="Such as 'CMD [\"nginx\"]'.")
 @click.option("-p", "--pause/--no-pause", default=True, show_default=True, help="Stop its processes meanwhile.")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 @click.argument("reference", required=False)
 def commit(
     author: str, message: str, instructions: tuple[str, ...], pause: bool, name: str, reference: str | None
 ) -> None:
-    """Make an image of a container: the layers of its image, and its own as one more; prints its id.
+    """Make an image of a container and its layer; prints its id.
 
-    The configuration is that of the image, but for what -c changes: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL,
-    USER, VOLUME and WORKDIR, written as in a Dockerfile.
+    The layers are those of its image, and its own as one more. The configuration is that of the image, but for what -c
+    changes: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR, written as in a Dockerfile.
 
     \b
     Example:
@@ -139,10 +142,12 @@ def commit(
 
 
 @click.command(cls=ContainerCommand)
-@click.argument("name", metavar="IMAGE|CONTAINER")
+@click.argument("name", metavar="IMAGE|CONTAINER", shell_complete=any_names)
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path))
 def mount(name: str, directory: Path) -> None:
-    """Mount the tree of an image (read-only), or of a container with its own layer, on a directory.
+    """Mount the tree of an image or container on a directory.
+
+    That of an image is read-only; what is written to that of a container is in its own layer.
 
     \b
     Example:

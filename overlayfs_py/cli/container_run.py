@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 import click
 
+from overlayfs_py.cli.completion import container_names, image_names
 from overlayfs_py.cli.container_base import ContainerCommand, RunningCommand, complain, containers, for_each, store
 from overlayfs_py.cli.output import progress
 from overlayfs_py.images import ImageError, Store
 from overlayfs_py.runtime import client, execute, lifecycle
 from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.names import check_hostname
 from overlayfs_py.runtime.signals import FORWARDED
 from overlayfs_py.runtime.spec import (
     Spec,
@@ -71,7 +73,7 @@ _OPTIONS = (
         help="When to get the image from its registry.",
     ),
     click.option("--rm", "remove", is_flag=True, help="Remove the container when its process ends."),
-    click.argument("image"),
+    click.argument("image", shell_complete=image_names),
     click.argument("command", nargs=-1, type=click.UNPROCESSED),
 )
 
@@ -101,7 +103,7 @@ def _create(known: Containers, *, stdin_once: bool, **given: Any) -> Container:
         env=tuple(parse_env(given["env"], given["env_file"], os.environ)),
         cwd=given["workdir"] or "",
         user=given["user"] or "",
-        hostname=given["hostname"],
+        hostname=check_hostname(given["hostname"]) if given["hostname"] else None,
         terminal=given["tty"],
         interactive=given["interactive"],
         stdin_once=stdin_once,
@@ -122,6 +124,8 @@ def _create(known: Containers, *, stdin_once: bool, **given: Any) -> Container:
     words = None if entrypoint is None else [entrypoint] if entrypoint else []
     images = store()
     _fetch(images, given["image"], given["pull"])
+    # From here on they are for the container, also those that come before it runs.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     return lifecycle.create(known, images, given["image"], spec, name=given["name"], entrypoint=words)
 
 
@@ -157,7 +161,7 @@ _SETTINGS = {"allow_interspersed_args": False}
 @click.command(cls=RunningCommand, context_settings=_SETTINGS)
 @_with_options
 def create(**given: Any) -> None:
-    """Make a container of IMAGE without starting it; prints its id.
+    """Make a container of IMAGE, without starting it; prints its id.
 
     \b
     Example:
@@ -170,7 +174,9 @@ def create(**given: Any) -> None:
 @click.option("-d", "--detach", is_flag=True, help="Leave it in the background, and print its id.")
 @_with_options
 def run(detach: bool, **given: Any) -> None:
-    """Make a container of IMAGE and run COMMAND in it, or the image's own; the exit status is the command's.
+    """Run COMMAND, or the image's own, in a new container of IMAGE.
+
+    The exit status is the command's, or 125 (not started), 126 (can't be run), 127 (not there).
 
     \b
     Examples:
@@ -180,8 +186,6 @@ def run(detach: bool, **given: Any) -> None:
     """
     if not detach:
         _check_terminal(given["tty"], given["interactive"])
-    # They are for the container, also those that come before it runs.
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     known = containers()
     container = _create(known, stdin_once=given["interactive"] and not detach, **given)
     try:
@@ -225,6 +229,8 @@ def _follow(known: Containers, container: Container, connection: socket.socket, 
         return 0
     except client.OutputClosed:
         return _SIGPIPE_STATUS
+    except client.HungUp:
+        return 128 + signal.SIGHUP
     if code is None:
         complain(lifecycle.LOST)
         lifecycle.settle_lost(known, container)
@@ -235,9 +241,9 @@ def _follow(known: Containers, container: Container, connection: socket.socket, 
 @click.command(cls=ContainerCommand)
 @click.option("-a", "--attach", "attached", is_flag=True, help="Stay with it, and pass on its output and signals.")
 @click.option("-i", "--interactive", is_flag=True, help="As -a, and feed it our standard input.")
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 def start(attached: bool, interactive: bool, names: tuple[str, ...]) -> None:
-    """Start containers that do not run, with the layer they had.
+    """Start containers that don't run, with the layer they had.
 
     \b
     Example:
@@ -268,9 +274,11 @@ def _start_one(known: Containers, container: Container) -> None:
 
 @click.command(cls=ContainerCommand)
 @click.option("--no-stdin", is_flag=True, help="Leave our standard input alone.")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 def attach(no_stdin: bool, name: str) -> None:
-    """Join our standard streams with those of a running container; Ctrl-P Ctrl-Q leaves one with a terminal.
+    """Join a running container's standard streams with ours.
+
+    Ctrl-P Ctrl-Q leaves one that has a terminal, and it goes on.
 
     \b
     Example:
@@ -296,7 +304,7 @@ def attach(no_stdin: bool, name: str) -> None:
 @click.option("--env-file", multiple=True, metavar="FILE", help="Set the variables that a file lists.")
 @click.option("-w", "--workdir", metavar="DIR", help="The working directory.")
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Who it runs as; names are the image's.")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute_(
     detach: bool,
@@ -309,7 +317,9 @@ def execute_(
     name: str,
     command: tuple[str, ...],
 ) -> None:
-    """Run a further command in a running container; the exit status is the command's.
+    """Run a further command in a running container.
+
+    The exit status is the command's, or 125 (not started), 126 (can't be run), 127 (not there).
 
     \b
     Example:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from overlayfs_py.cli.completion import any_names, container_names
 from overlayfs_py.cli.container_base import (
     Column,
     ContainerCommand,
@@ -105,9 +106,11 @@ def ps(everything: bool, quiet: bool, no_trunc: bool, form: str) -> None:
 
 
 @click.command(cls=ContainerCommand)
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER|IMAGE...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER|IMAGE...", shell_complete=any_names)
 def inspect(names: tuple[str, ...]) -> None:
-    """Print all there is to know of containers and images, with the keys of `docker inspect`.
+    """Print all there is to know of containers and images.
+
+    It is JSON, with the keys of `docker inspect`.
 
     \b
     Example:
@@ -136,9 +139,9 @@ def _inspect(known: Containers, name: str) -> dict[str, Any]:
 @click.option("-t", "--timestamps", is_flag=True, help="Put its time before each line.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Print the last N lines only.")
 @click.option("--since", "after", metavar="TIME", help="Leave out what is older than a time, or an age such as 10m.")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 def logs_(follow: bool, timestamps: bool, tail: int | None, after: str | None, name: str) -> None:
-    """Print what a container has written to its standard output and error.
+    """Print what a container has written to standard output and error.
 
     \b
     Example:
@@ -177,9 +180,9 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @click.command(cls=ContainerCommand)
 @_grace_option
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 def stop(seconds: float, names: tuple[str, ...]) -> None:
-    """Ask containers to end by their stop signal, and kill those that don't.
+    """End containers by their stop signal, and kill those that don't.
 
     \b
     Example:
@@ -190,7 +193,7 @@ def stop(seconds: float, names: tuple[str, ...]) -> None:
 
 @click.command(cls=ContainerCommand)
 @click.option("-s", "--signal", "name", default="KILL", show_default=True, metavar="SIGNAL", help="A name or a number.")
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 def kill(name: str, names: tuple[str, ...]) -> None:
     """Send a signal to the first process of containers.
 
@@ -204,9 +207,9 @@ def kill(name: str, names: tuple[str, ...]) -> None:
 
 @click.command(cls=ContainerCommand)
 @_grace_option
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 def restart(seconds: float, names: tuple[str, ...]) -> None:
-    """Stop containers if they run, and start them again with the layer they have.
+    """Stop containers and start them again, with the layer they have.
 
     \b
     Example:
@@ -223,7 +226,7 @@ def restart(seconds: float, names: tuple[str, ...]) -> None:
 
 
 @click.command(cls=ContainerCommand)
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 def wait(names: tuple[str, ...]) -> None:
     """Wait until containers end, and print the exit code of each.
 
@@ -239,9 +242,11 @@ def wait(names: tuple[str, ...]) -> None:
 @click.command(cls=ContainerCommand)
 @click.option("-f", "--force", is_flag=True, help="Kill those that run; those that are not there are no error.")
 @click.option("-v", "--volumes", "with_volumes", is_flag=True, help="Remove their volumes that have no name, too.")
-@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 def rm(force: bool, with_volumes: bool, names: tuple[str, ...]) -> None:
-    """Remove containers, each with its own layer; images and named volumes stay.
+    """Remove containers, each with its own layer.
+
+    Images and volumes that have a name stay.
 
     \b
     Example:
@@ -262,7 +267,7 @@ def rm(force: bool, with_volumes: bool, names: tuple[str, ...]) -> None:
 
 
 @click.command(cls=ContainerCommand)
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 @click.argument("new")
 def rename(name: str, new: str) -> None:
     """Give a container another name.
@@ -276,7 +281,7 @@ def rename(name: str, new: str) -> None:
 
 
 @click.command(cls=ContainerCommand)
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 def port(name: str) -> None:
     """List the ports of a container that are published.
 

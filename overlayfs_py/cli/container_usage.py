@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from overlayfs_py.cli.completion import container_names, volume_names
 from overlayfs_py.cli.container_base import (
     Column,
     ContainerCommand,
@@ -30,10 +31,10 @@ _UNLIMITED = 1 << 60  # bytes; version 1 of cgroups has such a number for no lim
 
 
 @click.command(cls=ContainerCommand, context_settings={"ignore_unknown_options": True})
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=container_names)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[PS OPTIONS]")
 def top(name: str, options: tuple[str, ...]) -> None:
-    """List the processes of a container, as ps with these options does.
+    """List the processes of a container, as ps(1) does.
 
     \b
     Example:
@@ -95,9 +96,9 @@ def _size(size: int | None) -> str:
 @click.command(cls=ContainerCommand)
 @click.option("--no-stream", is_flag=True, help="Print it once.")
 @format_option
-@click.argument("words", nargs=-1, metavar="[CONTAINER...]")
+@click.argument("words", nargs=-1, metavar="[CONTAINER...]", shell_complete=container_names)
 def stats(no_stream: bool, form: str, words: tuple[str, ...]) -> None:
-    """Show what running containers use, anew each second until interrupted.
+    """Show what running containers use, anew each second.
 
     \b
     Example:
@@ -120,7 +121,7 @@ def stats(no_stream: bool, form: str, words: tuple[str, ...]) -> None:
 
 @click.group()
 def volume() -> None:
-    """Data that outlives containers.
+    """Manage volumes: data that outlives containers.
 
     \b
     Example:
@@ -167,7 +168,7 @@ def volume_create(name: str | None) -> None:
 
 
 @volume.command("inspect", cls=ContainerCommand)
-@click.argument("words", nargs=-1, required=True, metavar="VOLUME...")
+@click.argument("words", nargs=-1, required=True, metavar="VOLUME...", shell_complete=volume_names)
 def volume_inspect(words: tuple[str, ...]) -> None:
     """Print all there is to know of volumes.
 
@@ -180,7 +181,7 @@ def volume_inspect(words: tuple[str, ...]) -> None:
 
 
 @volume.command("rm", cls=ContainerCommand)
-@click.argument("words", nargs=-1, required=True, metavar="VOLUME...")
+@click.argument("words", nargs=-1, required=True, metavar="VOLUME...", shell_complete=volume_names)
 def volume_rm(words: tuple[str, ...]) -> None:
     """Remove volumes that no container has, with their data.
 
@@ -196,7 +197,7 @@ def volume_rm(words: tuple[str, ...]) -> None:
 @click.option("-a", "--all", "everything", is_flag=True, help="Those that have a name, too.")
 @click.option("-f", "--force", is_flag=True, help="Don't ask.")
 def volume_prune(everything: bool, force: bool) -> None:
-    """Remove the volumes that no container has and that were given no name.
+    """Remove volumes without a name that no container has.
 
     \b
     Example:
@@ -219,7 +220,7 @@ def _prune_volumes(known: Containers, *, everything: bool) -> list[str]:
 
 @click.group()
 def system() -> None:
-    """All that is in the store.
+    """Show and free the space that all of it takes.
 
     \b
     Example:
@@ -275,7 +276,9 @@ def _share(kind: str, total: int, active: int, sizes: dict[Any, int], kept: Any)
 @click.option("--volumes", "with_volumes", is_flag=True, help="Volumes that no container has, too.")
 @click.option("-f", "--force", is_flag=True, help="Don't ask.")
 def system_prune(everything: bool, with_volumes: bool, force: bool) -> None:
-    """Remove the containers that don't run and the images without a name, as far as nothing needs them.
+    """Remove containers that don't run and images without a name.
+
+    Images that a container is made of stay.
 
     \b
     Example:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import click
 
+from overlayfs_py.cli.completion import image_names
 from overlayfs_py.cli.image_base import ImageCommand, names_meant, open_store, warn
 from overlayfs_py.cli.output import Failure, progress
 from overlayfs_py.images import Image
@@ -62,7 +63,7 @@ def load(source: str | None, name: str | None, platform: str | None, quiet: bool
 
 
 @click.command(cls=ImageCommand)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=image_names)
 @click.option("-o", "--output", "target", metavar="PATH", help="A tar file or empty directory; else standard output.")
 @click.option(
     "--format", "form", type=click.Choice(["docker-archive", "oci"]), default="docker-archive", show_default=True
@@ -191,7 +192,7 @@ def pull(
 
 
 @click.command(cls=ImageCommand)
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @click.argument("name", required=False)
 @with_access
 def push(image: str, name: str | None, authfile: Path | None, plain_http: bool, tls_verify: bool) -> None:

@@ -30,10 +30,11 @@ def layer_paths(words: tuple[str, ...]) -> tuple[list[Path], bool]:
 @click.option("--userxattr", is_flag=True, help="The marks are user.overlay.* xattrs.")
 @format_option
 def check(layers: tuple[str, ...], work: Path | None, repair: bool, userxattr: bool, form: str) -> None:
-    """Find marks that make no sense in layers, topmost first, or in those of an IMAGE.
+    """Find, and mend, marks in layers that make no sense.
 
-    Whiteouts of nothing, redirects to nothing, metacopies without data, whiteouts that the kernel does not see, what a
-    mount has left in its work directory. Exit status 1 where something is left to mend. Nothing may be mounted of them.
+    The layers are directories, topmost first, or those of an IMAGE. Marks that make no sense are whiteouts of nothing,
+    redirects to nothing, metacopies without data, whiteouts that the kernel does not see, and what a mount has left in
+    its work directory. Exit status 1 where something is left to mend. Nothing may be mounted of them.
 
     \b
     Examples:
@@ -73,7 +74,9 @@ def check(layers: tuple[str, ...], work: Path | None, repair: bool, userxattr: b
 @click.option("--to", "style", type=click.Choice(["kernel", "aufs"]), required=True, help="The style of the new marks.")
 @click.option("--userxattr", is_flag=True, help="The kernel's marks are user.overlay.* xattrs.")
 def convert(layers: tuple[Path, ...], style: Any, userxattr: bool) -> None:
-    """Turn the marks of layers from the kernel's into AUFS-style ones (.wh.NAME), or back, in place.
+    """Turn marks of the kernel's into AUFS-style ones, or back.
+
+    AUFS-style ones are files named .wh.NAME. The layers are changed in place.
 
     \b
     Example:

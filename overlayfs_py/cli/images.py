@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from overlayfs_py.cli.completion import image_names
 from overlayfs_py.cli.image_base import ImageCommand, in_use, names_meant, open_store
 from overlayfs_py.cli.image_files import import_, load, pull, push, save
 from overlayfs_py.cli.image_marks import check, convert
@@ -23,7 +24,9 @@ def created(image: Image) -> object:
 @click.option("-q", "--quiet", is_flag=True, help="Print IDs only.")
 @format_option
 def images(name: str | None, quiet: bool, form: str) -> None:
-    """List images, the latest first; those of one NAME without a tag, or with it.
+    """List images, the latest first.
+
+    NAME, without a tag or with it, leaves out the others.
 
     \b
     Examples:
@@ -62,7 +65,7 @@ def summary(image: Image) -> dict[str, Any]:
 
 
 @click.command(cls=ImageCommand)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=image_names)
 @click.option("-f", "--force", is_flag=True, help="Also one that has several names or is used; then its names go.")
 def rmi(images: tuple[str, ...], force: bool) -> None:
     """Remove images by name or ID.
@@ -104,7 +107,7 @@ def remove_one(store: Store, text: str, force: bool) -> None:
 
 
 @click.command(cls=ImageCommand)
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @click.argument("name")
 def tag(image: str, name: str) -> None:
     """Give an IMAGE a further NAME.
@@ -118,10 +121,12 @@ def tag(image: str, name: str) -> None:
 
 
 @click.command(cls=ImageCommand)
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @format_option
 def history(image: str, form: str) -> None:
-    """How an image was made, the last step first; sizes are those of the blobs.
+    """Tell how an image was made, the last step first.
+
+    Sizes are those of the blobs.
 
     \b
     Example:
@@ -169,9 +174,9 @@ def _step(entry: dict[str, Any], digest: str | None, size: int) -> dict[str, Any
 
 
 @click.command(cls=ImageCommand)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=image_names)
 def inspect(images: tuple[str, ...]) -> None:
-    """Everything about images, as JSON.
+    """Print all there is to know of images, as JSON.
 
     \b
     Example:
@@ -205,12 +210,14 @@ def details(store: Store, image: Image) -> dict[str, Any]:
 
 
 @click.command(cls=ImageCommand)
-@click.argument("image")
+@click.argument("image", shell_complete=image_names)
 @format_option
 def layers(image: str, form: str) -> None:
-    """The stack of an image, top first: what each layer adds, changes and deletes.
+    """Show the layers of an image, top first, and what each changes.
 
-    A directory in which something changes counts as changed.
+    DIRECTORY is the name of the layer's directory in the store: its chain ID, the digest of it and all below it. DIFF
+    ID is the digest of its content, by which other programs know it. Sizes are those of the blobs. A directory in which
+    something changes counts as changed.
 
     \b
     Example:
@@ -224,6 +231,7 @@ def layers(image: str, form: str) -> None:
         return
     rows = [
         (
+            str(layer["ChainId"]).removeprefix("sha256:")[:12],
             str(layer["DiffId"]).removeprefix("sha256:")[:12],
             human_size(layer["Size"]),
             str(layer["Added"]),
@@ -233,7 +241,7 @@ def layers(image: str, form: str) -> None:
         )
         for layer in described
     ]
-    print_table(("LAYER", "SIZE", "ADDED", "CHANGED", "DELETED", "CREATED BY"), rows)
+    print_table(("DIRECTORY", "DIFF ID", "SIZE", "ADDED", "CHANGED", "DELETED", "CREATED BY"), rows)
 
 
 def layers_of(store: Store, image: Image) -> list[dict[str, Any]]:
@@ -247,6 +255,7 @@ def layers_of(store: Store, image: Image) -> list[dict[str, Any]]:
         counts = Counter(change.kind for change in changes(layer.path, below, userxattr=store.userxattr))
         described.append(
             {
+                "ChainId": layer.chain_id,
                 "DiffId": layer.diff_id,
                 "Digest": layer.digest,
                 "Size": layer.size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import signal
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -78,8 +79,13 @@ class Commands(click.Group):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _in_one_line(ctx):
-            return super().invoke(ctx)
+        try:
+            with _in_one_line(ctx):
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            failure = Failure("interrupted")
+            vars(failure)["exit_code"] = 128 + signal.SIGINT
+            raise failure from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("prog_name", "ovl")

@@ -6,7 +6,8 @@ manifest   the documents that make blobs an image
 store      the store: look up, tag, remove, commit; on layout (what lies where), index and publish (the way in)
 streams    archives as streams of bytes; compress, the other way
 archive    the entries of an archive
-unpack     an archive to a directory; settle, the part of it that needs the layers below
+unpack     an archive to a directory; settle, the part of it that needs the layers below;
+           owners, whether they can be had
 stack      a stack of layers read in place; walk, an upper layer beside what is below it
 changes    what an upper layer changes; pack, the same as an archive
 load       docker-archive and OCI layout; save, the other way; make, new images

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from overlayfs_py.images.manifest import dump_json, load_json
 from overlayfs_py.images.model import ImageError
+from overlayfs_py.images.owners import has_one_id
 from overlayfs_py.images.trees import remove_tree, temporary_name
 from overlayfs_py.sys import credentials
 
@@ -32,7 +33,7 @@ _VERSION: Final = 1
 class Layout:
     """The paths of one store, its locks, and its index."""
 
-    __slots__ = ("blobs", "layers", "partial", "root", "tmp", "userxattr")
+    __slots__ = ("blobs", "layers", "one_owner", "partial", "root", "tmp", "userxattr")
 
     def __init__(self, root: Path) -> None:
         """Make what is missing. Raises OSError; ImageError where the store is another kind of user's."""
@@ -52,13 +53,20 @@ class Layout:
             with self.locked(exclusive=True):
                 if not settings.exists():
                     write_file(root / "oci-layout", dump_json(_LAYOUT))
-                    write_file(settings, dump_json({"version": _VERSION, "userxattr": not privileged}))
+                    kind = {"version": _VERSION, "userxattr": not privileged, "one_owner": has_one_id()}
+                    write_file(settings, dump_json(kind))
         values = read_json(settings)
         if not isinstance(values, dict) or values.get("version") != _VERSION:
             raise ImageError(f"{root} is a store of another version of ovl")
         self.userxattr: bool = bool(values.get("userxattr"))
         if not privileged and not self.userxattr:
             raise ImageError(f"{root} is root's store: use another one (--root), or be root")
+        self.one_owner: bool = bool(values.get("one_owner"))
+        if has_one_id() and not self.one_owner:
+            raise ImageError(
+                f"{root} holds files of many owners, for which there are no ids now: "
+                "see /etc/subuid and /etc/subgid, or use another store (--root)"
+            )
 
     @contextlib.contextmanager
     def locked(self, *, exclusive: bool) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from overlayfs_py.images.manifest import Manifest, parse_config
 from overlayfs_py.images.model import Image, ImageError, chain_ids, digest_of
 from overlayfs_py.images.settle import settle
 from overlayfs_py.images.unpack import Extracted, extract
+from overlayfs_py.images.workers import Workers
 from overlayfs_py.sys import files
 
 Told = Callable[[str, str], None]
@@ -87,20 +88,19 @@ def _unpack(
     todo = [at for at in missing if chain[at] not in incoming.unpacked]
     targets = {at: session / f"layer-{at}" for at in todo}
     extracted: dict[int, Extracted] = {}
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with Workers(os.cpu_count()) as workers:
         jobs = {}
         for at in todo:
             targets[at].mkdir(mode=0o700)
             digest = incoming.manifest.layers[at].digest
             blob = incoming.blobs.get(digest, layout.blob(digest))
-            jobs[at] = pool.submit(_extract, blob, targets[at], diff_ids[at], layout.userxattr, told)
-        try:
-            for at, job in jobs.items():
-                extracted[at] = job.result()
-        except ImageError:
-            pool.shutdown(cancel_futures=True)
-            raise
+            jobs[workers.submit(_extract, workers, layout, blob, targets[at], diff_ids[at], told)] = at
+        for job in as_completed(jobs):
+            extracted[jobs[job]] = job.result()
     warnings = []
+    disowned = sum(done.disowned for done in extracted.values())
+    if disowned:
+        warnings.append(f"{disowned} files are root's that were another user's: that takes ranges in /etc/subuid")
     for at in todo:
         below = [incoming.unpacked.get(chain_id) or layout.layer(chain_id) for chain_id in chain[:at]]
         settle(targets[at], extracted[at], below[::-1], userxattr=layout.userxattr)
@@ -112,11 +112,11 @@ def _unpack(
     return warnings
 
 
-def _extract(blob: Path, target: Path, diff_id: str, userxattr: bool, told: Told) -> Extracted:
+def _extract(workers: Workers, layout: Layout, blob: Path, target: Path, diff_id: str, told: Told) -> Extracted:
     told("unpacking", diff_id)
     try:
         with open(blob, "rb") as archive:
-            extracted = extract(archive, target, userxattr=userxattr)
+            extracted = extract(workers.input(archive), target, userxattr=layout.userxattr, one_owner=layout.one_owner)
     except FileNotFoundError as error:
         raise ImageError(f"the blob of a layer is missing: {blob.name}") from error
     if extracted.diff_id != diff_id:

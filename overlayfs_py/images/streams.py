@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import IO, Final, Literal
+from typing import Final, Literal, Protocol
 
 import zstandard
 
@@ -29,6 +29,12 @@ _ZSTD_PIECE: Final = 4 << 10
 _MOST_AT_ONCE: Final = 16 << 20
 
 Readable = Callable[[int], bytes]
+
+
+class Source(Protocol):
+    """What has a stream of bytes."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def compression_of(head: bytes) -> Compression:
@@ -114,7 +120,7 @@ class TarSource:
 
     __slots__ = ("_at", "_buffer", "_chunks", "_failure", "_hash", "_position", "_stop", "_thread")
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Source) -> None:
         self._hash = hashlib.sha256()
         self._chunks: queue.Queue[bytes] = queue.Queue(_AHEAD)
         self._failure: Exception | None = None

@@ -13,12 +13,12 @@ import stat
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from overlayfs_py.core.marks import DOT_META, DOT_OPAQUE, DOT_WHITEOUT, FOREIGN_PREFIX, WHITEOUT_DEVICE, Marks
 from overlayfs_py.images.archive import Attributes, Entry, entries, shown
 from overlayfs_py.images.model import ImageError
-from overlayfs_py.images.streams import TarSource
+from overlayfs_py.images.streams import Source, TarSource
 from overlayfs_py.images.trees import remove_tree, temporary_name
 from overlayfs_py.sys import files, paths, xattrs
 from overlayfs_py.sys.rename import renameat2
@@ -35,7 +35,8 @@ class Extracted:
 
     `dirs` are the attributes of the directories that have an entry, `implied` those without, `whiteouts` the names to
     hide and `opaque` the directories to hide the lower parts of. `skipped` are devices that can't be made here,
-    `covering` the directories without an entry that are something else below.
+    `covering` the directories without an entry that are something else below, `disowned` how many entries are root's
+    that were another's.
     """
 
     diff_id: str = ""
@@ -45,10 +46,11 @@ class Extracted:
     opaque: set[bytes] = field(default_factory=set)
     skipped: list[bytes] = field(default_factory=list)
     covering: list[bytes] = field(default_factory=list)
+    disowned: int = 0
 
 
-def extract(archive: IO[bytes], target: Path, *, userxattr: bool) -> Extracted:
-    """Make the objects of an archive, compressed or not, in the empty directory `target`.
+def extract(archive: Source, target: Path, *, userxattr: bool, one_owner: bool = False) -> Extracted:
+    """Make the objects of an archive, compressed or not, in the empty directory `target`; with `one_owner` all root's.
 
     The directory that `target` is in must be ours alone: what later entries replace is taken apart there.
     Raises ImageError for an archive that is damaged, or whose entries can't be made as they are.
@@ -61,6 +63,8 @@ def extract(archive: IO[bytes], target: Path, *, userxattr: bool) -> Extracted:
         with TarSource(archive) as source:
             for entry in entries(source):
                 path = entry.path
+                if one_owner and entry.format:
+                    extractor.disown(entry.attributes)
                 extractor.add(entry, source)
             path = b""
             extractor.done.diff_id = source.finish()
@@ -90,6 +94,12 @@ class _Extractor:
         for fd in self.open_dirs.values():
             os.close(fd)
         self.open_dirs.clear()
+
+    def disown(self, attributes: Attributes) -> None:
+        """Make root the owner."""
+        if (attributes.uid, attributes.gid) != (0, 0):
+            attributes.uid = attributes.gid = 0
+            self.done.disowned += 1
 
     def add(self, entry: Entry, source: TarSource) -> None:
         path = entry.path

@@ -8,9 +8,9 @@ import json
 import os
 import select
 import selectors
-import shutil
 import signal
 import socket
+import stat
 import termios
 import tty
 from collections.abc import Callable, Iterator
@@ -29,6 +29,10 @@ class Detached(Exception):
 
 class OutputClosed(Exception):
     """Nobody reads our standard output any more."""
+
+
+class HungUp(Exception):
+    """The terminal that we join with the container's is gone."""
 
 
 def connect(container: Container) -> socket.socket | None:
@@ -59,7 +63,7 @@ def attach(
     """Join standard input (if `stdin`), output and error with the container's until it ends; returns the exit code.
 
     With a `terminal` ours is put in raw mode meanwhile. Signals that come are given to `forward`. None: the monitor was
-    killed. Raises Detached and OutputClosed.
+    killed. Raises Detached, OutputClosed and HungUp.
     """
     with contextlib.ExitStack() as stack:
         if terminal and stdin and os.isatty(0):
@@ -75,7 +79,12 @@ def _raw(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        try:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        except termios.error as error:
+            # EIO: the terminal is gone.
+            if error.args[0] != errno.EIO:
+                raise
 
 
 class _Session:
@@ -157,6 +166,9 @@ class _Session:
             if error.errno != errno.EIO:
                 raise
             data = b""
+        if not data and self._terminal:
+            # In raw mode there is no key for the end of input.
+            raise HungUp
         if not data:
             self._selector.unregister(self._stdin)
             self._stdin = None
@@ -180,12 +192,18 @@ class _Session:
             if number == signal.SIGWINCH:
                 if self._terminal:
                     self._send_window()
+            elif number == signal.SIGHUP and self._terminal:
+                # It says that of our terminal; the container's goes on, as when one leaves it.
+                raise HungUp
             elif self._forward is not None:
                 self._forward(number)
 
     def _send_window(self) -> None:
-        size = shutil.get_terminal_size()
-        self._send(frames.frame(frames.WINDOW, frames.WINDOW_SIZE.pack(size.lines, size.columns)))
+        for fd in (1, 0, 2):
+            if os.isatty(fd):
+                size = os.get_terminal_size(fd)
+                self._send(frames.frame(frames.WINDOW, frames.WINDOW_SIZE.pack(size.lines, size.columns)))
+                return
 
     def _send(self, data: bytes) -> None:
         self._unsent += data
@@ -222,8 +240,15 @@ def _write(fd: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(fd, data) :]
-        except BrokenPipeError:
-            raise OutputClosed from None
         except BlockingIOError:
             # Whoever shares the descriptor has made it non-blocking.
             select.select([], [fd], [])
+        except OSError as error:
+            if error.errno != errno.EPIPE and not (error.errno == errno.EIO and _is_character_device(fd)):
+                raise
+            # EIO is what a terminal that is gone gives.
+            raise OutputClosed from None
+
+
+def _is_character_device(fd: int) -> bool:
+    return stat.S_ISCHR(os.fstat(fd).st_mode)

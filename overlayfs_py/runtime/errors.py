@@ -17,3 +17,11 @@ class ContainerError(Exception):
     def __init__(self, message: str, status: int = FAILED) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NoContainerError(ContainerError):
+    """There is no container of the name or id `word`."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(f"no such container: {word}", 1)
+        self.word = word

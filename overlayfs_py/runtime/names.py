@@ -5,6 +5,8 @@ import secrets
 
 from overlayfs_py.runtime.errors import ContainerError
 
+_LONGEST_HOSTNAME = 63
+_HOSTNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 _MANNERS = """
@@ -27,6 +29,16 @@ def check(name: str, what: str = "container") -> str:
         raise ContainerError(
             f"{name!r} is no name for a {what}: use letters, digits, '_', '.' and '-', two or more, beginning with a "
             "letter or digit"
+        )
+    return name
+
+
+def check_hostname(name: str) -> str:
+    """The name, if a machine can have it. Raises ContainerError. Source: hostname(7)."""
+    if len(name) > _LONGEST_HOSTNAME or not _HOSTNAME.fullmatch(name):
+        raise ContainerError(
+            f"{name!r} is no host name: use letters, digits, '-' and '.', {_LONGEST_HOSTNAME} at most, "
+            "beginning with a letter or digit"
         )
     return name
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.errors import ContainerError, NoContainerError
 from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.spec import Port, Spec
 
@@ -243,10 +243,10 @@ class Containers:
         return matches[0] if matches else None
 
     def find(self, word: str) -> Container:
-        """As `seek`, but ContainerError, with status 1, where there is none."""
+        """As `seek`, but NoContainerError where there is none."""
         container = self.seek(word)
         if container is None:
-            raise ContainerError(f"no such container: {word}", 1)
+            raise NoContainerError(word)
         return container
 
     def users_of(self, image: str) -> list[str]:

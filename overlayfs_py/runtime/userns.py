@@ -27,6 +27,14 @@ def is_rootless() -> bool:
     return not in_initial_user_namespace()
 
 
+def has_groups() -> bool:
+    """Whether a process here may have further groups; not so where only its own group is mapped.
+
+    Source: user_namespaces(7), /proc/PID/setgroups.
+    """
+    return Path("/proc/self/setgroups").read_text().strip() == "allow"
+
+
 def claim(root: Path) -> int:
     """Keep others from joining or making namespaces of this store; returns the descriptor to close, kept over exec."""
     root.mkdir(0o711, parents=True, exist_ok=True)
@@ -67,7 +75,8 @@ def join(root: Path) -> bool:
                 namespaces.setns(fd, kind)
         if not shares_mounts:
             namespaces.unshare(namespaces.CLONE_NEWNS)
-        os.setgroups([])
+        if has_groups():
+            os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.chdir(here)

@@ -10,7 +10,9 @@ import os
 import stat
 from dataclasses import dataclass
 
+from overlayfs_py.images.owners import mapped
 from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.userns import has_groups
 from overlayfs_py.sys.paths import open_in_root
 
 _MOST = 16 << 20  # bytes of such a file that are read
@@ -48,6 +50,14 @@ def resolve(root_fd: int, text: str) -> User:
     elif account is not None:
         name = account[0]
         more = [int(entry[2]) for entry in groups if name in entry[3].split(",") and entry[2].isdigit()]
+    for table, number in (("uid_map", uid), ("gid_map", gid)):
+        if not mapped(table, number):
+            raise ContainerError(
+                f"the user {text or user} has the ids {uid}:{gid}, which are not mapped here: "
+                "use -u 0, or have ranges in /etc/subuid and /etc/subgid"
+            )
+    if not has_groups():
+        more = []
     home = account[5] if account is not None and account[5].startswith("/") else "/"
     return User(uid, gid, tuple(sorted(set(more))), home)
 

@@ -72,11 +72,13 @@ def registry(base: Path, users: dict[str, str] | None = None, *, tls: bool = Fal
 class Behaviour:
     """What the front does: `cut` is after how many bytes each of the next answers to a GET of a blob ends.
 
-    With `token` a request needs it; `/token` gives it to `user`. `lie` changes a byte of each blob. `asked` are the
-    requests that came: method, path and Range.
+    With `stall` it then sends nothing, until `stalled` is set. With `token` a request needs it; `/token` gives it to
+    `user`. `lie` changes a byte of each blob. `asked` are the requests that came: method, path and Range.
     """
 
     cut: list[int] = field(default_factory=list)
+    stall: bool = False
+    stalled: threading.Event = field(default_factory=threading.Event)
     token: str = ""
     user: tuple[str, str] | None = None
     lie: bool = False
@@ -107,6 +109,7 @@ def front(behind: int, behaviour: Behaviour) -> Iterator[int]:
     try:
         yield server.server_port
     finally:
+        behaviour.stalled.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -142,13 +145,18 @@ def _serve(handler: BaseHTTPRequestHandler, behind: int, behaviour: Behaviour) -
         if handler.command == "HEAD":
             kept["Content-Length"] = answer.headers.get("Content-Length", "0")
         cut = behaviour.cut.pop(0) if is_blob and len(data) > 10_000 and behaviour.cut else None
-        _answer(handler, answer.status, data, kept, cut)
+        _answer(handler, answer.status, data, kept, cut, behaviour.stalled if behaviour.stall else None)
     finally:
         connection.close()
 
 
 def _answer(
-    handler: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], cut: int | None = None
+    handler: BaseHTTPRequestHandler,
+    status: int,
+    data: bytes,
+    headers: dict[str, str],
+    cut: int | None = None,
+    stalled: threading.Event | None = None,
 ) -> None:
     handler.send_response(status)
     for name, value in headers.items():
@@ -159,6 +167,8 @@ def _answer(
     if cut is not None:
         handler.wfile.write(data[:cut])
         handler.wfile.flush()
+        if stalled is not None:
+            stalled.wait(_PATIENCE)
         handler.close_connection = True
         # At once, where the client waits for the rest.
         handler.connection.shutdown(socket.SHUT_RDWR)

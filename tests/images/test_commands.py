@@ -131,6 +131,24 @@ def test_marks_are_checked_and_converted(ovl: Ovl, base: Path) -> None:
     assert os.listdir(layers[0]) == ["b"]
 
 
+def test_a_layer_is_found_on_disk_by_what_is_told_of_it(ovl: Ovl, base: Path, store: Store) -> None:
+    ovl("load", "-i", base / "named")
+    head, *rows = [re.split(r" {2,}", line) for line in ovl("layers", "named").stdout.splitlines()]
+    assert head[:2] == ["DIRECTORY", "DIFF ID"]
+    told = json.loads(ovl("layers", "named", "--format", "json").stdout)
+    for row, layer in zip(rows, told, strict=True):
+        (directory,) = [path for path in store.layout.layers.iterdir() if path.name.startswith(row[0])]
+        assert (str(directory), directory.name) == (layer["Path"], layer["ChainId"].removeprefix("sha256:"))
+        assert layer["DiffId"].startswith(f"sha256:{row[1]}")
+
+
+def test_every_command_is_listed_with_a_whole_sentence(ovl: Ovl) -> None:
+    for group in ((), ("volume",), ("system",)):
+        listed = ovl(*group, "--help").stdout.partition("Commands:")[2].partition("Examples:")[0]
+        assert listed.strip()
+        assert [line for line in listed.splitlines() if line.strip() and not line.endswith(".")] == []
+
+
 def test_every_command_explains_itself_with_an_example(ovl: Ovl) -> None:
     for name in main.list_commands(main.make_context("ovl", [], resilient_parsing=True)):
         assert "Example" in ovl(name, "--help").stdout, name
@@ -145,3 +163,7 @@ def test_the_program_itself_runs_and_completes(store: Store, base: Path) -> None
     write_layout(base / "named", LAYERS)
     assert run("load", "-i", str(base / "named")) == "Loaded named:latest\n"
     assert "plain,history" in run(_OVL_COMPLETE="bash_complete", COMP_WORDS="ovl hist", COMP_CWORD="1")
+    for command in ("run", "rmi", "save"):
+        assert run(_OVL_COMPLETE="bash_complete", COMP_WORDS=f"ovl {command} na", COMP_CWORD="2") == "plain,named\n"
+    nowhere = run(_OVL_COMPLETE="bash_complete", COMP_WORDS="ovl rmi ", COMP_CWORD="2", OVL_ROOT=str(base / "nowhere"))
+    assert nowhere == "\n" and not (base / "nowhere").exists()

@@ -5,17 +5,24 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from overlayfs_py.cli.ovl import main
 from overlayfs_py.images import Image, ImageError, Store
 from overlayfs_py.images.registry import client
 from overlayfs_py.images.registry.transfer import Access, pull, push
 from tests.images.registry import Behaviour, free_port, front, registry
 from tests.images.rig import Item, archive, load_one, our_tree, write_layout
+from tests.runtime.conftest import within
+from tests.support.mounts import REPOSITORY
 from tests.support.trees import compare_trees
 
 NOISE = random.Random(7).randbytes(400_000)
@@ -111,6 +118,48 @@ def test_a_pull_after_one_that_failed_goes_on_where_that_was(
         assert pull(other, f"127.0.0.1:{number}/image:1")[0].id == image.id
     assert ["bytes=100000-"] == [asked for _, _, asked in behaviour.asked if asked]
     assert list(other.layout.partial.iterdir()) == []
+
+
+@contextmanager
+def stalling(image: Image, store: Store, port: int) -> Iterator[int]:
+    """A registry that stops in the middle of every blob, and says nothing any more."""
+    push(store, image, f"127.0.0.1:{port}/image:1")
+    with front(port, Behaviour(cut=[50_000, *[0] * 20], stall=True)) as number:
+        yield number
+
+
+def test_a_pull_that_is_interrupted_ends_at_once_and_is_gone_on_with(
+    store: Store, other: Store, image: Image, port: int
+) -> None:
+    with stalling(image, store, port) as number:
+        command = [sys.executable, "-m", "overlayfs_py.cli.ovl", "--root", str(other.root)]
+        command += ["pull", f"127.0.0.1:{number}/image:1"]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert within(20, lambda: sum(path.stat().st_size for path in other.layout.partial.iterdir()) >= 50_000)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=10) == ("", "ovl: interrupted\n")
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130
+    assert other.images() == [] and list(other.layout.tmp.iterdir()) == []
+    behaviour = Behaviour()
+    with front(port, behaviour) as number:
+        assert pull(other, f"127.0.0.1:{number}/image:1")[0].id == image.id
+    assert "bytes=50000-" in [asked for _, _, asked in behaviour.asked]
+
+
+def test_a_registry_that_stops_in_the_middle_is_one_line(
+    store: Store, other: Store, image: Image, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_TIMEOUT", (1.0, 0.2))
+    with stalling(image, store, port) as number:
+        words = ["--root", str(other.root), "pull", f"127.0.0.1:{number}/image:1"]
+        done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 1
+    assert re.fullmatch(rf"ovl: 127.0.0.1:{number} does not answer in time\n", done.stderr), done.stderr
+    assert other.images() == [] and list(other.layout.tmp.iterdir()) == []
 
 
 def test_a_blob_that_is_not_what_its_digest_says_is_refused(

@@ -114,14 +114,27 @@ def ovl(layers: Layers, layout: Path) -> Iterator[Ovl]:
 @pytest.fixture
 def rootless(layers: Layers, layout: Path, checkout: Checkout) -> Iterator[Ovl]:
     """As a user with subordinate ids who may open /dev/fuse, with the image in the store."""
+    with _user(layers, layout, checkout, ranges="tester:200000:65536\n") as made:
+        yield from _used(made)
+
+
+@pytest.fixture
+def alone(layers: Layers, layout: Path, checkout: Checkout) -> Iterator[Ovl]:
+    """The same without subordinate ids."""
+    with _user(layers, layout, checkout, ranges="") as made:
+        yield from _used(made)
+
+
+@contextlib.contextmanager
+def _user(layers: Layers, layout: Path, checkout: Checkout, *, ranges: str) -> Iterator[Ovl]:
     etc, base = layers.add("etc"), layers.add("beside")
     os.chown(base, USER, USER)
     os.chown(layers.base, USER, USER)
     lines = {
         "passwd": f"tester:x:{USER}:{USER}::{base}:/bin/sh\n",
         "group": f"tester:x:{USER}:\n",
-        "subuid": "tester:200000:65536\n",
-        "subgid": "tester:200000:65536\n",
+        "subuid": ranges,
+        "subgid": ranges,
     }
     covered = [(etc / name, Path("/etc", name)) for name in lines]
     for (mine, theirs), line in zip(covered, lines.values(), strict=True):
@@ -137,7 +150,7 @@ def rootless(layers: Layers, layout: Path, checkout: Checkout) -> Iterator[Ovl]:
             stack.callback(umount, os.fsencode(theirs), MNT_DETACH)
         made = Ovl(layers.base / "store", base, layout, (*user, checkout.python, *MODULE), checkout.path)
         made.run("load", "-i", layout)
-        yield from _used(made)
+        yield made
 
 
 def _used(made: Ovl) -> Iterator[Ovl]:

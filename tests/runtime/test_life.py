@@ -168,6 +168,7 @@ BAD_INPUT = [
     (("-u", "root:nogroup"), "there is no group 'nogroup' in the image's /etc/group"),
     (("--stop-signal", "SIGHUG"), "there is no signal 'SIGHUG'"),
     (("-w", "here"), "-w: 'here' must be an absolute path in the container"),
+    (("--hostname", "a b"), "'a b' is no host name: use letters, digits, '-' and '.', 63 at most"),
 ]
 
 
@@ -180,6 +181,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(ovl: Ovl) -> None:
         assert ovl.error(*RUN, *options, "busy", "true", status=125).startswith(message), options
     assert ovl.rows() == []
     assert ovl.out("volume", "ls", "-q") == ""
+
+
+def test_an_image_named_for_a_container_is_told(ovl: Ovl) -> None:
+    for words in (("diff", "busy"), ("stop", "busy"), ("exec", "busy", "true")):
+        told = ovl.error(*words, status=1)
+        assert told.startswith("busy is an image, not a container: ovl run makes a container of it"), words
+    assert ovl.error("diff", "nosuch", status=1) == "no such container: nosuch"
+
+
+def test_names_of_containers_and_volumes_are_completed(ovl: Ovl, monkeypatch: pytest.MonkeyPatch) -> None:
+    ovl.run("create", "--name", "basket", "-v", "kept:/kept", "busy")
+    monkeypatch.setenv("_OVL_COMPLETE", "bash_complete")
+
+    def offered(*words: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", " ".join(["ovl", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        return ovl.out().split()
+
+    assert offered("exec", "ba") == ["plain,basket"]
+    assert offered("inspect", "b") == ["plain,basket", "plain,busy"]
+    assert offered("volume", "rm", "k") == ["plain,kept"]
+    assert offered("cp", "bask") == ["plain,basket:"]
+    monkeypatch.delenv("_OVL_COMPLETE")
 
 
 def test_a_missing_image_is_pulled_if_it_can_be(ovl: Ovl) -> None:

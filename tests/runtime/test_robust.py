@@ -13,7 +13,7 @@ import pytest
 from tests.runtime.conftest import Ovl, left_of, within
 
 RUN = ("run", "--network", "none", "-u", "root")
-MANY = 15
+MANY = 20
 
 
 def descendants(pid: int) -> set[int]:

@@ -65,3 +65,29 @@ def test_ports_of_a_user_are_published_by_pasta(rootless: Ovl) -> None:
 def test_a_limit_that_a_user_can_not_set_is_an_error(rootless: Ovl) -> None:
     assert rootless.error(*RUN, "--memory", "20m", "busy", status=125).startswith("--memory cannot be set")
     assert rootless.rows() == []
+
+
+def test_a_user_without_ranges_runs_what_root_alone_can(alone: Ovl) -> None:
+    assert alone.out(*RUN, "--rm", "-u", "0", "busy", "cat", "/proc/self/uid_map").split() == ["0", str(USER), "1"]
+    alone.run("run", "-d", "--name", "own", "-p", "80", "-u", "0", "busy", "sh", "-c", SERVER)
+    assert fetch(port_of(alone, "own", "80/tcp")) == "hello\n"
+    assert b"Invalid argument" in alone.run("exec", "own", "chown", "7", "/file", status=1).stderr
+    alone.run("exec", "own", "sh", "-c", "echo mine > /file")
+    assert alone.out("diff", "own").startswith("C /file\n")
+    alone.run("commit", "own", "changed")
+    alone.run("rm", "-f", "own")
+    assert alone.out(*RUN, "--rm", "-u", "0", "changed", "cat", "/file") == "mine\n"
+
+
+def test_a_user_without_ranges_is_told_what_takes_them(alone: Ovl) -> None:
+    alone.run("rmi", "busy")
+    assert alone.error("load", "-i", alone.layout, status=0).startswith("warning: 2 files are root's that were another")
+    line = alone.error(*RUN, "busy", status=125)
+    assert line.startswith("the user www has the ids 33:33, which are not mapped here: use -u 0, or have ranges in")
+    assert alone.rows() == []
+
+
+def test_a_store_of_many_owners_is_not_that_of_one(rootless: Ovl) -> None:
+    for table in ("/etc/subuid", "/etc/subgid"):
+        Path(table).write_text("")
+    assert "holds files of many owners, for which there are no ids now" in rootless.error("images", status=1)

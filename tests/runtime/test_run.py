@@ -2,10 +2,12 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import termios
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -111,6 +113,49 @@ def test_keys_leave_a_container_and_attach_comes_back_to_it(ovl: Ovl) -> None:
     assert termios.tcgetattr(theirs)[3] & termios.ICANON
     os.close(ours)
     os.close(theirs)
+
+
+@pytest.mark.parametrize("hang_up", ["the terminal closes", "the signal comes"])
+def test_a_terminal_that_is_gone_ends_the_client_alone(ovl: Ovl, hang_up: str) -> None:
+    ours, theirs = pty.openpty()
+    words = ("run", "--name", "left", "--network", "none", "-it", "-u", "root", "busy", "sh")
+    process = ovl.start(*words, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert select.select([ours], [], [], 20)[0]
+    if hang_up == "the signal comes":
+        process.send_signal(signal.SIGHUP)
+    else:
+        os.close(ours)
+    assert process.wait(20) == 128 + signal.SIGHUP
+    if hang_up == "the signal comes":
+        os.close(ours)
+    assert ovl.row("left")["State"] == "running"
+    assert ovl.out("exec", "left", "echo", "goes on") == "goes on\n"
+
+
+def test_a_terminal_has_the_size_of_the_one_outside(ovl: Ovl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "7")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (31, 101))
+    process = ovl.start(*RUN, "-it", "busy", "sh", stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    with open(ours, "r+b", buffering=0) as terminal:
+        assert within(20, lambda: answers(terminal, b"stty size\r", b"31 101"))
+        termios.tcsetwinsize(ours, (42, 99))
+        # As the kernel does to the processes of a terminal, of which it is none here.
+        process.send_signal(signal.SIGWINCH)
+        assert within(20, lambda: answers(terminal, b"stty size\r", b"42 99"))
+        terminal.write(b"exit 3\r")
+        assert process.wait(20) == 3
+
+
+def answers(terminal: IO[bytes], typed: bytes, wanted: bytes) -> bool:
+    """Whether this comes soon when that is typed."""
+    terminal.write(typed)
+    seen = b""
+    while wanted not in seen and select.select([terminal], [], [], 0.5)[0]:
+        seen += terminal.read(4096)
+    return wanted in seen
 
 
 def test_exec_runs_further_commands(ovl: Ovl) -> None:

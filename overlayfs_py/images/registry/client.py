@@ -13,7 +13,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import urljoin, urlsplit
@@ -51,7 +51,7 @@ class _CutOff(requests.ConnectionError):
 class Registry:
     """One repository, with what it takes to be let in. Raises ImageError, one line each, for whatever goes wrong."""
 
-    __slots__ = ("credentials", "host", "repository", "scheme", "session", "token", "verify")
+    __slots__ = ("aborted", "answers", "credentials", "host", "repository", "scheme", "session", "token", "verify")
 
     def __init__(
         self,
@@ -65,6 +65,9 @@ class Registry:
         self.repository = reference.repository
         self.credentials = credentials
         self.token = ""
+        self.aborted = False
+        self.answers: set[requests.Response] = set()
+        """Those that blobs are read from now."""
         self.session = requests.Session()
         self.session.trust_env = True
         self.session.auth = _no_netrc
@@ -97,6 +100,14 @@ class Registry:
 
     def close(self) -> None:
         self.session.close()
+
+    def abort(self) -> None:
+        """Let what other threads wait for end at once; nothing is tried again."""
+        self.aborted = True
+        for answer in list(self.answers):
+            # It has been read to its end meanwhile.
+            with suppress(OSError, ValueError):
+                answer.raw.shutdown()
 
     def request(self, method: str, url: str, *, expected: tuple[int, ...], **more: Any) -> requests.Response:
         """Send a request, again with authentication where that is asked for; ImageError for any other answer."""
@@ -229,7 +240,7 @@ class Registry:
                     break
                 except requests.RequestException as error:
                     attempt = 1 if part.size > before else attempt + 1
-                    if attempt >= _ATTEMPTS:
+                    if attempt >= _ATTEMPTS or self.aborted:
                         raise self.unreachable(error) from error
                     time.sleep(_PAUSE * 2**attempt)
             if part.digest() != wanted.digest or part.size != wanted.size:
@@ -252,11 +263,15 @@ class Registry:
                 part.restart()
             if answer.status_code == 416 or (answer.status_code == 206 and not goes_on):
                 raise requests.ConnectionError("the registry can't go on in the middle of a blob")
-            for piece in _pieces(answer):
-                part.append(piece)
-                if part.size > wanted.size:
-                    return
-                moved(wanted.digest, part.size, wanted.size)
+            self.answers.add(answer)
+            try:
+                for piece in _pieces(answer):
+                    part.append(piece)
+                    if part.size > wanted.size:
+                        return
+                    moved(wanted.digest, part.size, wanted.size)
+            finally:
+                self.answers.discard(answer)
         if part.size < wanted.size:
             raise _CutOff
 
@@ -296,6 +311,8 @@ def _pieces(answer: requests.Response) -> Iterator[bytes]:
     try:
         while piece := answer.raw.read1(CHUNK):
             yield piece
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise requests.ReadTimeout from error
     except urllib3.exceptions.HTTPError as error:
         raise _CutOff from error
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from overlayfs_py.images.registry.client import Moved, Registry
 from overlayfs_py.images.registry.credentials import find_credentials
 from overlayfs_py.images.save import compressed
 from overlayfs_py.images.store import Store, ignore
+from overlayfs_py.images.workers import Workers
 
 _AT_ONCE: Final = 3
 _KEPT: Final = 7 * 86_400  # seconds that a blob's beginning is kept for whoever goes on with it
@@ -91,22 +93,40 @@ def _manifest(registry: Registry, what: str, platform: str) -> Manifest:
 def _download(store: Store, registry: Registry, session: Path, incoming: Incoming, moved: Moved) -> None:
     """Get the blobs that the store lacks, some at once, to the session's directory."""
     missing = {layer.digest: layer for layer in incoming.manifest.layers if not store.blob(layer.digest).exists()}
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+    with _workers(registry) as workers:
         jobs = {}
         for digest, layer in missing.items():
             name = digest.removeprefix("sha256:")
-            partial = store.layout.partial / name
-            jobs[digest] = pool.submit(registry.download, layer, partial, session / name, moved)
+            partial, target = store.layout.partial / name, session / name
+            jobs[workers.submit(registry.download, layer, partial, target, _checked(moved, workers))] = digest, target
         try:
-            for digest, job in jobs.items():
+            for job in as_completed(jobs):
                 job.result()
-                incoming.blobs[digest] = session / digest.removeprefix("sha256:")
+                digest, target = jobs[job]
+                incoming.blobs[digest] = target
         except OSError as error:
-            pool.shutdown(cancel_futures=True)
             raise ImageError(f"cannot write to the store: {error.strerror}") from error
-        except ImageError:
-            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _workers(registry: Registry) -> Iterator[Workers]:
+    """Threads that move blobs; what they wait for does not come any more when an exception ends the block."""
+    with Workers(_AT_ONCE) as workers:
+        try:
+            yield workers
+        except BaseException:
+            registry.abort()
             raise
+
+
+def _checked(moved: Moved, workers: Workers) -> Moved:
+    """Progress that ends what makes it where that is no longer wanted."""
+
+    def told(digest: str, done: int, size: int) -> None:
+        workers.check()
+        moved(digest, done, size)
+
+    return told
 
 
 def _drop_old(partial: Path) -> None:
@@ -144,14 +164,10 @@ def push(
                 data, media_type = make_manifest(config, [blob for blob, _ in blobs]), OCI_MANIFEST
             todo = {blob.digest: (blob, path) for blob, path in blobs}
             todo[manifest.config.digest] = (manifest.config, store.blob(manifest.config.digest))
-            with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-                jobs = [pool.submit(registry.upload, blob, path, moved) for blob, path in todo.values()]
-                try:
-                    for job in jobs:
-                        job.result()
-                except ImageError:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            with _workers(registry) as workers:
+                told_too = _checked(moved, workers)
+                for job in as_completed(workers.submit(registry.upload, *blob, told_too) for blob in todo.values()):
+                    job.result()
             registry.put_manifest(reference.tag, data, media_type)
     finally:
         registry.close()
