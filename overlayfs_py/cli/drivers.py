@@ -86,7 +86,12 @@ def _wanted(engine: str, *, user: bool) -> list[Change]:
 
 @click.group()
 def driver() -> None:
-    """Let podman, buildah, skopeo, Docker and containerd use overlayfs-py."""
+    """Let podman, buildah, skopeo, Docker and containerd use overlayfs-py.
+
+    \b
+    Example:
+      ovl driver install podman
+    """
 
 
 @driver.command(cls=DriverCommand)
