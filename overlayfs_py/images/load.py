@@ -23,6 +23,7 @@ from overlayfs_py.images.manifest import (
     OCI_MANIFEST,
     REFERENCE,
     Descriptor,
+    check_platform,
     choose_platform,
     descriptor,
     load_json,
@@ -96,6 +97,7 @@ def load(
                 raise ImageError(f"a name can be given to one image, and there are {len(found)}")
             found = [(found[0][0], [name])]
         for incoming, names in found:
+            check_platform(incoming.config, platform)
             yield store.add(session, incoming, names, told=told)
 
 

@@ -122,6 +122,17 @@ def this_platform() -> str:
     return f"linux/{_MACHINES.get(machine, machine)}"
 
 
+def check_platform(config: bytes, wanted: str | None) -> None:
+    """Raises ImageError where an image's configuration says another platform than the one that was asked for.
+
+    Many say no variant, where the index that they are of does.
+    """
+    value, _ = parse_config(config)
+    said = "/".join(str(value[key]) for key in ("os", "architecture") if value.get(key))
+    if wanted is not None and wanted.split("/")[:2] != said.split("/"):
+        raise ImageError(f"the image is for {said or 'no platform that it names'}, not for {wanted}")
+
+
 def choose_platform(manifests: Sequence[object], wanted: str) -> Descriptor:
     """The descriptor in an index for the platform `wanted` (os/architecture[/variant])."""
     offered = []

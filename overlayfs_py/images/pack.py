@@ -69,7 +69,7 @@ class _Packer:
         # The first name of each file that may have more.
         self.links: dict[tuple[int, int], bytes] = {}
         # The same for files that were copied up into the index of the mount: by the number of what they were copied of.
-        self.far: dict[int, bytes] = {}
+        self.far: dict[int, tuple[bytes, tarfile.TarInfo]] = {}
 
     def add(self, visit: Visit) -> None:
         node = visit.node
@@ -141,9 +141,9 @@ class _Packer:
         if first == path:
             own = fs.marks.read_file(dir_fd, real.name)
             if own.nlink is not None:
-                self.far[lookup.origin_number(fs, own.origin)] = path
+                self.far[lookup.origin_number(fs, own.origin)] = path, info
             return False
-        self._link(info, first)
+        self._link(info.name, info, first)
         return True
 
     def add_far_links(self) -> None:
@@ -169,13 +169,15 @@ class _Packer:
                     st = objects.stat_real(stack.fs, child.lowers[0])
                     first = self.far.get(stack.fs.numbers.number(st.st_dev, st.st_ino))
                     if first is not None:
-                        self._link(tarfile.TarInfo(_text(below)), first)
+                        self._link(_text(below), first[1], first[0])
 
-    def _link(self, info: tarfile.TarInfo, first: bytes) -> None:
-        link = tarfile.TarInfo(info.name)
+    def _link(self, name: str, info: tarfile.TarInfo, first: bytes) -> None:
+        link = tarfile.TarInfo(name)
         link.type = tarfile.LNKTYPE
         link.linkname = _text(first)
+        # Docker and podman give the file what the entry of its last name says.
         link.mode, link.uid, link.gid, link.mtime = info.mode, info.uid, info.gid, info.mtime
+        link.pax_headers = {key: value for key, value in info.pax_headers.items() if key == "mtime"}
         self.tar.addfile(link)
 
 

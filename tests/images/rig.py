@@ -67,7 +67,13 @@ def digest(data: bytes) -> str:
 
 
 def write_layout(
-    target: Path, layers: Sequence[bytes], *, name: str = "latest", diff_ids: Sequence[str] = (), **config: Any
+    target: Path,
+    layers: Sequence[bytes],
+    *,
+    name: str = "latest",
+    diff_ids: Sequence[str] = (),
+    machine: str = "amd64",
+    **config: Any,
 ) -> None:
     """An OCI layout of one image; `layers` are archives, bottom first, uncompressed unless `diff_ids` are given."""
     blobs = target / "blobs" / "sha256"
@@ -79,7 +85,7 @@ def write_layout(
 
     described = [put(layer, layer_type(layer)) for layer in layers]
     settings = {
-        "architecture": "amd64",
+        "architecture": machine,
         "os": "linux",
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids) or [digest(layer) for layer in layers]},

@@ -1,5 +1,6 @@
 """A container's upper layer becomes a layer of an image that everyone reads back to the same tree."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -130,6 +131,24 @@ def test_a_committed_layer_is_the_changed_tree_for_us_and_for_umoci(
         ["skopeo", "copy", "--quiet", f"oci:{base / 'saved'}", f"oci:{base / 'copied'}:latest"], check=True, timeout=60
     )
     assert_same(umoci_tree(base / "copied", base / "bundle"), tree)
+
+
+def test_the_storage_of_podman_unpacks_a_committed_layer_to_the_same_tree(
+    store: Store, base: Path, image: Image
+) -> None:
+    upper, tree = changed(image, base, "redirect_dir=on,index=on")
+    made = store.commit(upper, image, name="changed:1")
+    save(store, [(made, "changed:1")], base / "saved.tar", form="docker-archive")
+    target = f"containers-storage:[vfs@{base}/podman+{base}/run]localhost/changed:1"
+    command = ["skopeo", "copy", "--quiet", f"docker-archive:{base / 'saved.tar'}", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((base / "podman/vfs-layers/layers.json").read_text())
+    (top,) = {layer["id"] for layer in kept} - {layer.get("parent") for layer in kept}
+    theirs = read_tree(bytes(base / "podman/vfs/dir" / top), since())
+    # The time of the root is that of its copying.
+    del theirs[b"."], tree[b"."]
+    assert_same(theirs, tree)
 
 
 def test_equal_uppers_give_the_same_layer_to_the_byte(store: Store, base: Path, image: Image) -> None:

@@ -111,7 +111,7 @@ def test_an_old_docker_archive_with_links_for_layers_is_loaded(store: Store, bas
 
 def test_the_image_of_this_machine_is_taken_from_an_index(store: Store, base: Path) -> None:
     for name, machine in (("one", "amd64"), ("two", "s390x")):
-        write_layout(base / name, [archive([Item(machine, b"x")])])
+        write_layout(base / name, [archive([Item(machine, b"x")])], machine=machine)
     blobs = base / "one" / "blobs" / "sha256"
     listed = []
     for name, machine in (("two", "s390x"), ("one", "amd64")):
@@ -127,6 +127,14 @@ def test_the_image_of_this_machine_is_taken_from_an_index(store: Store, base: Pa
     assert (image.layers[0].path / "s390x").exists()
     with pytest.raises(ImageError, match="there are: linux/s390x, linux/amd64"):
         list(load(store, base / "one", platform="plan9/386"))
+
+
+def test_an_image_for_another_platform_than_asked_for_is_refused(store: Store, base: Path) -> None:
+    write_layout(base / "layout", [archive([Item("file")])], machine="s390x")
+    with pytest.raises(ImageError, match="the image is for linux/s390x, not for linux/amd64"):
+        list(load(store, base / "layout", platform="linux/amd64"))
+    ((image, _),) = load(store, base / "layout", platform="linux/s390x")
+    assert image.config["architecture"] == "s390x"
 
 
 @pytest.mark.parametrize("pack", PACKS)

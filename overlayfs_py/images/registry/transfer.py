@@ -16,6 +16,7 @@ from overlayfs_py.images.manifest import (
     OCI_MANIFEST,
     Descriptor,
     Manifest,
+    check_platform,
     choose_platform,
     load_json,
     make_manifest,
@@ -64,6 +65,7 @@ def pull(
         manifest = _manifest(registry, reference.digest or reference.tag, platform or this_platform())
         incoming = Incoming(manifest, registry.document(manifest.config))
         check(incoming)
+        check_platform(incoming.config, platform)
         with store.session() as session:
             _drop_old(store.layout.partial)
             _download(store, registry, session, incoming, moved)
