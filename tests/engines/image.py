@@ -101,7 +101,8 @@ def make_image(layout: Path) -> None:
 
 
 _LEFT_OUT: Final = re.compile(
-    r"usr/(lib/(gcc|git-core|python3)|include|share/locale|bin/(git|python3|x86_64-linux-gnu-))|.*(\.a|san\.so.*)$|dev/."
+    r"usr/(lib/(gcc|git-core|python3)|include|share/(locale|man/.+/|zoneinfo/.+/)|bin/(git|python3|x86_64-linux-gnu-))"
+    r"|.*(\.a|san\.so.*)$|dev/."
 )
 """Two thirds of the Debian root, which no test needs."""
 

@@ -106,13 +106,18 @@ def store(base: Path, driver: str = "ours") -> Iterator[Store]:
         clear(made)
 
 
-def configure(base: Path, driver: str, program: Path, user: tuple[str, ...] = ()) -> Store:
-    """Write the files that make a directory a store."""
+def choose(base: Path, driver: str, program: Path) -> None:
+    """Have the store below a directory use a driver, from the next command on."""
     settings = f'[storage]\ndriver="{"vfs" if driver == "vfs" else "overlay"}"\n'
     settings += f'runroot="{base}/run"\ngraphroot="{base}/store"\nrootless_storage_path="{base}/store"\n'
     if driver in ("ours", "fuse-overlayfs"):
         settings += f'[storage.options.overlay]\nmount_program="{program}"\n'
     (base / "storage.conf").write_text(settings)
+
+
+def configure(base: Path, driver: str, program: Path, user: tuple[str, ...] = ()) -> Store:
+    """Write the files that make a directory a store."""
+    choose(base, driver, program)
     (base / "containers.conf").write_text(_CONTAINERS.format(base=base))
     (base / "TMPDIR").mkdir()
     environment = {

