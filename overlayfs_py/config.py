@@ -541,7 +541,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "nfs_export": Option(
         "=on|off",
-        "file handles that open whatever is forgotten (default: on in the native engine)",
+        "open forgotten files by handle (native engine: default on)",
         _choice("nfs_export", "nfs_export", _ON_OFF),
     ),
     "verity": Option("=off", "no fs-verity", _refuse("verity", "no digest is checked; use verity=off", b"off")),

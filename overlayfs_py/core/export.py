@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     # A layer and a path in it.
     _Place = tuple[Layer, bytes]
 
+_BESIDE = 1024  # entries of a directory
+
 _DT_UNKNOWN = 0
 _DT_DIR = 4
 
 
 class Reopened:
-    """Where the objects last searched for were found, `limit` of them at most, for the next time they are forgotten.
+    """Where the objects last searched for were found, and what was beside them; `limit` at most.
 
-    The kernel forgets a file as soon as what opened it by handle closes it. A path that is wrong by now does no harm.
+    The kernel forgets a file as soon as what opened it by handle closes it, and who has opened one will open those
+    beside it. A path that is wrong by now does no harm.
     """
 
     __slots__ = ("limit", "paths")
@@ -78,7 +81,10 @@ def lookup_id(fs: Overlay, node_id: int) -> Steps[Node]:
 
 def _search(fs: Overlay, node_id: int, real: tuple[int, int]) -> Steps[Node]:
     found: list[_Place] = []
-    yield from _run(Job(lambda: found.extend(_named(fs, *real))))
+    beside: dict[int, bytes] = {}
+    yield from _run(Job(lambda: found.extend(_named(fs, *real, beside))))
+    for other, path in beside.items():
+        fs.reopened.put(other, path)
     node = _visible(fs, node_id, (path for _, path in found))
     if node is None and found:
         elsewhere: set[bytes] = set()
@@ -148,12 +154,17 @@ def _walk(fs: Overlay, path: bytes) -> tuple[Node, bool]:
     return node, True
 
 
-def _named(fs: Overlay, dev: int, inode: int) -> Iterator[_Place]:
-    """Where layers on the filesystem `dev` have an inode number."""
+def _named(fs: Overlay, dev: int, inode: int, beside: dict[int, bytes]) -> Iterator[_Place]:
+    """Where layers on the filesystem `dev` have an inode number; into `beside` goes what else is there, by node id."""
     for layer in fs.layers:
-        if layer.dev == dev and not layer.data_only:
-            for path, _, entries in _directories(layer):
-                yield from ((layer, _joined(path, name)) for name, number, _ in entries if number == inode)
+        if layer.dev != dev or layer.data_only:
+            continue
+        for path, _, entries in _directories(layer):
+            hits = [name for name, number, _ in entries if number == inode]
+            if hits:
+                others = entries[:_BESIDE]
+                beside.update((fs.numbers.number(dev, number), _joined(path, name)) for name, number, _ in others)
+                yield from ((layer, _joined(path, name)) for name in hits)
 
 
 def _moved(fs: Overlay, node_id: int, found: list[_Place]) -> set[bytes]:

@@ -9,6 +9,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -184,6 +185,19 @@ def test_a_handle_stays_that_of_a_file_that_is_copied_up(mounted: Mounted, tree:
         assert handle(tree.mnt / "d" / "f") == before
     with mounted():
         assert handle(tree.mnt / "d" / "f") == before
+
+
+def test_handles_open_again_over_each_transport_while_others_ask(tree: Layers, uring: str) -> None:
+    for number in range(200):
+        (tree.lower / "d" / f"n{number}").write_bytes(b"%d" % number)
+    with our_mount(tree.mnt, [tree.lower], tree.upper, tree.work, f"engine=native,uring={uring}"):
+        made = [handle(tree.mnt / "d" / f"n{number}") for number in range(200)]
+        drop_caches()
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda one: read(tree.mnt, one), made)
+            walks = [pool.submit(lambda: len(list(tree.mnt.rglob("*")))) for _ in range(8)]
+            assert list(found) == [b"%d" % number for number in range(200)]
+            assert {walk.result() for walk in walks} == {200 + len(NAMES)}
 
 
 def test_handles_of_a_mount_without_an_upper_layer_open_again(tree: Layers) -> None:

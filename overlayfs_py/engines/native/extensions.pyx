@@ -5,6 +5,11 @@ Extensions are records in a row, each of a multiple of eight bytes: struct fuse_
 second word is at most 31, which is their number), else struct fuse_ext_header of a type. Source: fs/fuse/dir.c
 (get_security_context, get_create_ext), include/uapi/linux/fuse.h.
 
+Labels are asked for only where an option says so. SELinux tells a label that follows from the directory's in the mount,
+which is one for the whole filesystem unless the policy has it labelled by xattrs (selinux_dentry_init_security): stored
+without that it would be wrong for all who use the upper layer otherwise. By default a new file gets the label that its
+directory in the upper layer gives it.
+
 The other extension there is, the caller's supplementary group that owns the directory (FUSE_CREATE_SUPP_GROUP, Linux
 6.3), is not asked for: it can change nothing here. It tells whether a new file in a set-group-ID directory may keep its
 own set-group-ID bit. Since Linux 6.0 the VFS has decided that before FUSE is called (mode_strip_sgid), and a daemon
