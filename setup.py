@@ -12,6 +12,7 @@ COMPILED = (
 # The native engine, which there is only compiled.
 NATIVE = (
     "overlayfs_py/engines/native/plain.pyx",
+    "overlayfs_py/engines/native/direct.pyx",
     "overlayfs_py/engines/native/passthrough.pyx",
     "overlayfs_py/engines/native/session.pyx",
     "overlayfs_py/engines/native/answers.pyx",

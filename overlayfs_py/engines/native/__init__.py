@@ -6,6 +6,7 @@
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
+- direct     changes that need no decision, either
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
 - listing    directory positions that need no handle

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 
@@ -66,6 +67,7 @@ cdef class Session:
     cdef object running
     cdef object listings
     cdef Plain plain
+    cdef Direct direct
     cdef readonly Passthrough through
     cdef uint64_t timeout
     cdef uint32_t timeout_nsec

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 
@@ -116,6 +117,7 @@ cdef class Session:
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
+        self.direct = Direct(fs, self.plain)
         self.through = Passthrough(fs, fuse_fd)
         # A page is what the kernel sends even where it is told to send less.
         self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
