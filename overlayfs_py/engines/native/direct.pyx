@@ -41,6 +41,7 @@ cdef enum:
     DIRECTORY = 0o040000
     LINK = 0o120000
     PERMISSIONS = 0o7777
+    SET_IDS = 0o6000
     NAME_MAX = 255
     # Linux 6.6; the number is the same on every architecture but alpha.
     SYS_FCHMODAT2 = 452
@@ -119,19 +120,25 @@ cdef class Direct:
         cdef timespec times[2]
         cdef Real real
         cdef int dir_fd
+        cdef int size_fd = -1
         cdef uint32_t valid = op.valid
         if (
             not self.on
             or not valid & CHANGES
-            or valid & protocol.FATTR_KILL_SUIDGID
             or (node.kind == LINK and valid & protocol.FATTR_MODE)
             or not self._is_own(node)
         ):
             return False
-        if valid & protocol.FATTR_SIZE and ftruncate(self.fs.files.fd(node, write=True), op.size) != 0:
-            raise OSError(errno, os.strerror(errno))
+        if valid & protocol.FATTR_SIZE:
+            size_fd = self.fs.files.fd(node, write=True)
         real = node.upper
         dir_fd = self.dirs.fd(real.parent)
+        if valid & protocol.FATTR_KILL_SUIDGID and (
+            fstatat(dir_fd, real.name, st, AT_SYMLINK_NOFOLLOW) != 0 or st.st_mode & SET_IDS
+        ):
+            return False
+        if valid & protocol.FATTR_SIZE and ftruncate(size_fd, op.size) != 0:
+            raise OSError(errno, os.strerror(errno))
         if valid & OWNER and fchownat(
             dir_fd,
             real.name,
