@@ -239,7 +239,10 @@ def copy_range(
         copied = os.copy_file_range(reading.fd, writing.fd, length, source_offset, target_offset)
 
     job = Job(run)
-    yield job
+    if min(length, os.fstat(reading.fd).st_size - source_offset) <= copyup.IN_PLACE_BYTES:
+        job.execute()
+    else:
+        yield job
     if job.error is not None:
         raise job.error
     return copied

@@ -88,6 +88,7 @@ cdef class Session:
     cdef bint handle(self, Request r)
     cdef fail(self, Request r, object error)
     cdef Py_ssize_t run(self, Request r, object steps, object finish) except -2
+    cdef object workers(self)
     cdef object advance(self, object steps)
     cdef object owns(self, object job)
     cdef object node(self, uint64_t node_id)

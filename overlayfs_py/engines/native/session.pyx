@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -113,7 +112,7 @@ cdef class Session:
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
         self.uring = False
         self.lock = threading.Lock()
-        self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="job")
+        self.pool = None
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
@@ -177,8 +176,17 @@ cdef class Session:
             job = self.advance(steps)
         except StopIteration as stop:
             return finish(self, r, stop.value)
-        self.pool.submit(self._continue, r, steps, job, self.owns(job), finish)
+        self.workers().submit(self._continue, r, steps, job, self.owns(job), finish)
         return DEFERRED
+
+    cdef object workers(self):
+        """The threads that execute jobs, which a mount that only reads never needs."""
+        if self.pool is None:
+            # Loading it takes as long as all else that a mount does before it answers.
+            from concurrent.futures import ThreadPoolExecutor
+
+            self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="job")
+        return self.pool
 
     cdef object advance(self, object steps):
         job = next(steps)
@@ -235,7 +243,8 @@ cdef class Session:
 
     def close(self):
         """Wait for what is under way; the connection is gone."""
-        self.pool.shutdown(wait=True)
+        if self.pool is not None:
+            self.pool.shutdown(wait=True)
 
 
 class NeverAsk(OSError):
