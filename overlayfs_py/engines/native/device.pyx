@@ -15,6 +15,8 @@ from posix.unistd cimport read, write
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session, op_size
 
+from overlayfs_py.engines.native.direct import own_umask
+
 log = logging.getLogger(__name__)
 
 _FUSE_DEV_IOC_CLONE = 0x8004E500
@@ -105,7 +107,8 @@ cdef class Channel:
         self._serve(once=True)
 
     def serve(self):
-        """Serve until the connection ends; raises OSError for what is neither that nor passing."""
+        """Serve until the connection ends, in a thread for that; raises OSError for what is neither that nor passing."""
+        own_umask(self.session)
         self._serve(once=False)
 
     cdef _serve(self, bint once):

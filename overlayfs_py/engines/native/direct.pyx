@@ -13,10 +13,14 @@ from posix.unistd cimport close, ftruncate
 from overlayfs_py.core.nodes cimport Node, Real
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.plain cimport Plain, stat, timespec
-from overlayfs_py.engines.native.session cimport Request
+from overlayfs_py.engines.native.session cimport Request, Session
 
 from overlayfs_py.core.lookup import lower_positive
 from overlayfs_py.core.remove import after_removal
+
+cdef extern from "<sched.h>" nogil:
+    int CLONE_FS
+    int unshare(int flags)
 
 cdef extern from "<fcntl.h>" nogil:
     int AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW
@@ -52,11 +56,23 @@ cdef enum:
     CHANGES = protocol.FATTR_MODE | OWNER | protocol.FATTR_SIZE | TIMES
 
 
-cdef class Direct:
-    """The changes that need no copy, mark or staging in one overlay. All is called with the session's lock held."""
+def own_umask(Session session):
+    """Give this thread a umask of its own (unshare(2), CLONE_FS); where it may not have one, all take turns."""
+    if unshare(CLONE_FS) != 0:
+        session.direct.side_by_side = False
 
-    def __init__(self, fs, Plain plain):
+
+cdef class Direct:
+    """The changes that need no copy, mark or staging in one overlay. All is called with the session's lock held.
+
+    Making a file lets go of it, as on disk that takes longer than all the rest. Nothing comes between: the kernel asks
+    for nothing else in a directory in which something is being made, nor removes it (i_rwsem, directory-locking.rst).
+    """
+
+    def __init__(self, fs, Plain plain, lock):
         self.fs = fs
+        self.lock = lock
+        self.side_by_side = True
         self.dirs = fs.dirs
         self.plain = plain
         self.on = fs.work is not None and plain.as_stored and not (fs.config.noacl or fs.config.noxattrs)
@@ -78,7 +94,7 @@ cdef class Direct:
     cdef Node create(self, Request r, Node parent, bytes name, uint32_t mode, uint32_t umask, stat* st):
         """The node of a regular file made under a free name for the daemon's own user, attributes in `st`; None leaves
         it to core. Its descriptor is kept, as who makes a file writes to it."""
-        cdef int fd, dir_fd
+        cdef int fd, number
         cdef Node node
         if (
             not self.on
@@ -93,19 +109,12 @@ cdef class Direct:
             or (parent.children is not None and name in parent.children)
         ):
             return None
-        dir_fd = self.dirs.fd(parent.upper)
-        set_umask(umask)
-        fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode & PERMISSIONS)
+        fd = self._make(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st)
+        if fd == -EEXIST:
+            # a whiteout, perhaps
+            return None
         if fd < 0:
-            if errno == EEXIST:
-                # a whiteout, perhaps
-                return None
-            raise OSError(errno, os.strerror(errno), name)
-        if fstat(fd, st) != 0:
-            number = errno
-            close(fd)
-            unlinkat(dir_fd, name, 0)
-            raise OSError(number, os.strerror(number), name)
+            raise OSError(-fd, os.strerror(-fd), name)
         node = Node(REGULAR, parent, name, Real(parent.upper.layer, parent.upper, name), ())
         node.upper_ino = st.st_ino
         self.fs.nodes.add(node, self.fs.numbers.number(st.st_dev, st.st_ino))
@@ -114,6 +123,28 @@ cdef class Direct:
         parent.children[name] = node
         self.fs.files.adopt(node, fd, write=True)
         return node
+
+    cdef int _make(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st):
+        """The descriptor of a new file, or minus the error number."""
+        cdef int fd
+        cdef int number = 0
+        cdef const char* path = name
+        if self.side_by_side:
+            self.dirs.hold()
+            self.lock.release()
+        with nogil:
+            set_umask(umask)
+            fd = openat(dir_fd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
+            if fd < 0:
+                number = errno
+            elif fstat(fd, st) != 0:
+                number = errno
+                close(fd)
+                unlinkat(dir_fd, path, 0)
+        if self.side_by_side:
+            self.lock.acquire()
+            self.dirs.let_go()
+        return -number if number else fd
 
     cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1:
         """Do what SETATTR asks, attributes then in `st`; False leaves it to core. Set-id bits it takes are core's."""

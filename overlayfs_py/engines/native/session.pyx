@@ -113,10 +113,11 @@ cdef class Session:
         self.uring = False
         self.lock = threading.Lock()
         self.pool = None
+        self.processors = os.sched_getaffinity(0)
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
-        self.direct = Direct(fs, self.plain)
+        self.direct = Direct(fs, self.plain, self.lock)
         self.through = Passthrough(fs, fuse_fd)
         # A page is what the kernel sends even where it is told to send less.
         self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, MAX_WRITE) // _PAGE * _PAGE)
@@ -185,7 +186,9 @@ cdef class Session:
             # Loading it takes as long as all else that a mount does before it answers.
             from concurrent.futures import ThreadPoolExecutor
 
-            self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="job")
+            self.pool = ThreadPoolExecutor(
+                _WORKERS, thread_name_prefix="job", initializer=_run_on, initargs=(self.processors,)
+            )
         return self.pool
 
     cdef object advance(self, object steps):
@@ -245,6 +248,16 @@ cdef class Session:
         """Wait for what is under way; the connection is gone."""
         if self.pool is not None:
             self.pool.shutdown(wait=True)
+
+
+def _run_on(processors):
+    """Have this thread run on any of these: the one that started it may be pinned to one, that of its ring."""
+    try:
+        os.sched_setaffinity(0, processors)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # all of them have been switched off: it stays where the kernel has put it
 
 
 class NeverAsk(OSError):
