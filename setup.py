@@ -13,6 +13,7 @@ COMPILED = (
 NATIVE = (
     "overlayfs_py/engines/native/plain.pyx",
     "overlayfs_py/engines/native/export.pyx",
+    "overlayfs_py/engines/native/direct.pyx",
     "overlayfs_py/engines/native/passthrough.pyx",
     "overlayfs_py/engines/native/session.pyx",
     "overlayfs_py/engines/native/prune.pyx",

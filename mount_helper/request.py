@@ -1,7 +1,7 @@
 """What to mount, and how to say that it could not be done."""
 
-import dataclasses
 import os
+from typing import NamedTuple
 
 SUBTYPE = b"overlayfs-py"
 
@@ -10,8 +10,7 @@ class HelperError(Exception):
     """The mount, or the unmount, could not be done; the message is one line that says why."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One FUSE mount. `flags` are the MS_* flags of mount(2); `context` is an SELinux label for every file."""
 
     mountpoint: bytes

@@ -5,13 +5,12 @@ overlayfs (Documentation/filesystems/overlayfs.rst, fs/overlayfs/params.c), with
 mount(8) beside its own.
 """
 
-import dataclasses
 import math
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from overlayfs_py.errors import ConfigError
 
@@ -36,31 +35,29 @@ _ATIME_FLAGS = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
 _MAX_ID = 2**32 - 2  # 2**32 - 1 is "no id" for chown(2)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class IdRange:
+class IdRange(NamedTuple):
     """`count` ids that are `disk`, `disk + 1`, ... in the layers and `shown`, `shown + 1`, ... in the mount."""
 
     disk: int
     shown: int
-    count: int
+    count: int  # type: ignore[assignment]  # in place of the method of tuples
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MountConfig:
+class MountConfig(NamedTuple):
     """Everything a mount needs to know. Paths are absolute."""
 
     lowerdirs: tuple[bytes, ...]
     """The topmost first."""
+    mountpoint: bytes
     datadirs: tuple[bytes, ...] = ()
     """Data-only layers, reached only through the redirect of a metacopy file."""
     upperdir: bytes | None = None
     workdir: bytes | None = None
-    mountpoint: bytes
     fsname: str = "overlayfs-py"
     redirect_dir: Literal["on", "follow", "nofollow"] | None = None
     """None: the default for the privilege found at mount."""
     metacopy: bool | None = None
-    index: bool | None = None
+    index: bool | None = None  # type: ignore[assignment]  # as above
     xino: Literal["on", "off", "auto"] = "auto"
     userxattr: bool = False
     volatile: bool = False
@@ -129,8 +126,7 @@ class _Draft:
 _Take = Callable[[_Draft, bytes], None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One mount option: how its value is written, what it does, and what takes it.
 
     `bare` is the value meant when none is written; None if one must be written. An option with an empty `value` takes
@@ -291,8 +287,8 @@ def check_paths(config: MountConfig) -> MountConfig:
         layers += [("upperdir", upper), ("workdir", work)]
     _check_overlap(layers)
     _check_mountpoint(mountpoint, layers)
-    return dataclasses.replace(
-        config, lowerdirs=tuple(lowers), datadirs=tuple(datas), upperdir=upper, workdir=work, mountpoint=mountpoint
+    return config._replace(
+        lowerdirs=tuple(lowers), datadirs=tuple(datas), upperdir=upper, workdir=work, mountpoint=mountpoint
     )
 
 

@@ -6,7 +6,6 @@ that the user started.
 """
 
 import contextlib
-import dataclasses
 import errno
 import gc
 import logging
@@ -17,7 +16,7 @@ import socket
 import syslog
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import mount_helper
 from overlayfs_py.config import MountConfig, check_paths
@@ -42,8 +41,7 @@ _ERRORS: dict[str, type[OverlayError]] = {kind.__name__: kind for kind in (Confi
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A live mount and the daemon that serves it, a child of this process."""
 
     mountpoint: bytes

@@ -1,6 +1,5 @@
 """The program `overlayfs-py`; mount.fuse3, podman, buildah, Docker and containerd call it like fuse-overlayfs."""
 
-import dataclasses
 import os
 import signal
 import sys
@@ -26,17 +25,19 @@ _FAILED = 32  # what mount(8) returns for a mount that failed
 _MISUSED = 1
 
 
-@dataclasses.dataclass(slots=True)
 class CommandLine:
     """What the words of a command line say."""
 
-    options: list[bytes]
-    words: list[bytes]
-    foreground: bool = False
-    debug: bool = False
-    doctor: bool = False
-    help: bool = False
-    version: bool = False
+    __slots__ = ("debug", "doctor", "foreground", "help", "options", "version", "words")
+
+    def __init__(self) -> None:
+        self.options: list[bytes] = []
+        self.words: list[bytes] = []
+        self.foreground = False
+        self.debug = False
+        self.doctor = False
+        self.help = False
+        self.version = False
 
 
 def main() -> int:
@@ -98,7 +99,7 @@ def run(arguments: list[bytes]) -> int:
 
 def parse_command_line(arguments: list[bytes]) -> CommandLine:
     """Sort out switches, `-o` arguments and words, which may come in any order. Raises ConfigError."""
-    command = CommandLine([], [])
+    command = CommandLine()
     waiting = list(reversed(arguments))
     while waiting:
         argument = waiting.pop()

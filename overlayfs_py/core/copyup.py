@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Copying this much takes less time than handing it to a thread.
-_IN_PLACE_BYTES = 64 << 10
+IN_PLACE_BYTES = 64 << 10
+"""Copying this much takes less time than handing it to a thread."""
 
 
 def copy_up(fs: Overlay, node: Node, *, data: bool = True, size: int | None = None) -> Steps[bool]:
@@ -277,7 +277,7 @@ def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> S
                 os.fsync(target)
 
         job = Job(run)
-        if size <= _IN_PLACE_BYTES and not fs.sync:
+        if size <= IN_PLACE_BYTES and not fs.sync:
             job.execute()
         fs.copying[node] = job
         try:

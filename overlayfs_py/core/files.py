@@ -59,13 +59,14 @@ class FileCache:
     descriptor stays until the last handle goes.
     """
 
-    __slots__ = ("entries", "fs", "kept", "limit")
+    __slots__ = ("entries", "fs", "keeps", "kept", "limit")
 
     def __init__(self, fs: Overlay, limit: int) -> None:
         self.fs = fs
         self.limit = limit
         self.entries: OrderedDict[Node, Backing] = OrderedDict()
         self.kept: dict[Node, Backing] = {}
+        self.keeps = os.geteuid() != 0
 
     def fd(self, node: Node, *, write: bool) -> int:
         """A descriptor of the node's data, good until the next call."""
@@ -96,7 +97,7 @@ class FileCache:
         """Take over a descriptor of the node's data in place of the one there is."""
         self.drop(node)
         backing = Backing(fd, write=write)
-        if os.geteuid() != 0 and node.opens:
+        if self.keeps and node.opens:
             self.kept[node] = backing
             return backing
         self.entries[node] = backing
@@ -245,7 +246,10 @@ def copy_range(
         copied = os.copy_file_range(reading.fd, writing.fd, length, source_offset, target_offset)
 
     job = Job(run)
-    yield job
+    if min(length, os.fstat(reading.fd).st_size - source_offset) <= copyup.IN_PLACE_BYTES:
+        job.execute()
+    else:
+        yield job
     if job.error is not None:
         raise job.error
     return copied

@@ -210,11 +210,14 @@ class DirCache:
     for another directory but one: use two at most, at once.
     """
 
-    __slots__ = ("fds", "limit")
+    __slots__ = ("fds", "holders", "late", "limit")
 
     def __init__(self, limit: int) -> None:
         self.fds: OrderedDict[Real, int] = OrderedDict()
         self.limit = max(limit, 4)
+        # Those who use a descriptor while others go on, and what is to be closed when they are done.
+        self.holders = 0
+        self.late: list[int] = []
 
     def fd(self, real: Real) -> int:
         """A descriptor of the directory `real`; raises OSError where it is gone or no directory any more."""
@@ -243,14 +246,29 @@ class DirCache:
         self.fds[real] = fd
         if len(self.fds) > self.limit:
             _, oldest = self.fds.popitem(last=False)
-            os.close(oldest)
+            self._close(oldest)
         return fd
+
+    def hold(self) -> None:
+        """Until let_go, close no descriptor: whoever got one uses it while others ask for more."""
+        self.holders += 1
+
+    def let_go(self) -> None:
+        self.holders -= 1
+        while self.late and not self.holders:
+            os.close(self.late.pop())
+
+    def _close(self, fd: int) -> None:
+        if self.holders:
+            self.late.append(fd)
+        else:
+            os.close(fd)
 
     def drop(self, real: Real) -> None:
         """Close the descriptor of a directory that is about to go."""
         fd = self.fds.pop(real, -1)
         if fd >= 0:
-            os.close(fd)
+            self._close(fd)
 
     def close(self) -> None:
         for fd in self.fds.values():

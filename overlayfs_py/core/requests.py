@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
@@ -42,8 +41,7 @@ class Changes(NamedTuple):
     in_group: InGroup | None = None
 
 
-@dataclass(slots=True)
-class Attr:
+class Attr(NamedTuple):
     """The attributes of a node as the mount shows them: `struct stat`, times in nanoseconds, blocks of 512 bytes."""
 
     ino: int

@@ -7,7 +7,6 @@ place, so nothing may be mounted of them. Source: Documentation/filesystems/over
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
@@ -85,8 +84,7 @@ class _Checker:
     def __init__(self, layer: Path, below: Sequence[Path], *, userxattr: bool, repair: bool) -> None:
         self.layer = layer
         self.repair = repair
-        config = dataclasses.replace(
-            config_of(below, userxattr=userxattr),
+        config = config_of(below, userxattr=userxattr)._replace(
             upperdir=os.fsencode(layer.absolute()),
             workdir=os.fsencode(below[-1].absolute()),
         )

@@ -1,7 +1,6 @@
 """Stacks of layers built from descriptions, and overlays over them without FUSE."""
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,7 +38,7 @@ class Maker:
     def again(self, rig: Rig, **options: Any) -> Rig:
         """Close the overlay and open another over the same layers, with some options changed."""
         rig.fs.close()
-        rig.fs = self._open(Overlay.open(dataclasses.replace(rig.fs.config, **options))).fs
+        rig.fs = self._open(Overlay.open(rig.fs.config._replace(**options))).fs
         return rig
 
     def now_and_again(self, rig: Rig) -> Iterator[None]:

@@ -7,6 +7,7 @@
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
+- direct     changes that need no decision, either
 - export     what tells file handles of one node id apart
 - prune      keeping the number of nodes within a bound
 - device     the transport over /dev/fuse
@@ -23,7 +24,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -164,15 +164,16 @@ def _check_agreement(config: MountConfig, session: Session) -> None:
 
 def _run(loops: list[Callable[[], None]]) -> None:
     """Run each in a thread, until all have ended or one raises; that is raised here, and the others go on."""
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    errors: list[BaseException] = []
+    ended = threading.Semaphore(0)
 
     def run(loop: Callable[[], None]) -> None:
         try:
             loop()
         except BaseException as error:  # noqa: BLE001 - raised by who waits for the threads
-            ended.put(error)
-        else:
-            ended.put(None)
+            errors.append(error)
+        finally:
+            ended.release()
 
     threads = [
         threading.Thread(target=run, args=(loop,), name=f"fuse-{n}", daemon=True) for n, loop in enumerate(loops)
@@ -180,8 +181,8 @@ def _run(loops: list[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for _ in threads:
-        error = ended.get()
-        if error is not None:
-            raise error
+        ended.acquire()
+        if errors:
+            raise errors[0]
     for thread in threads:
         thread.join()

@@ -63,9 +63,15 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
     cdef protocol.setattr_in* op = <protocol.setattr_in*>r.op
     cdef uint32_t valid = op.valid
     cdef Node node = s.node(r.nodeid)
+    cdef protocol.attr_out* out = <protocol.attr_out*>r.out
+    cdef stat_t own
     now = None
     if valid & protocol.FATTR_SIZE and op.size > INT64_MAX:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if s.direct.change(node, op, &own):
+        put_validity(s, r.nodeid, out)
+        put_stat(&out.attr, node, &own)
+        return sizeof(protocol.attr_out)
     if valid & (protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW):
         now = time.time_ns()
     clears = valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID)

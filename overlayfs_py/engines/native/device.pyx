@@ -15,6 +15,8 @@ from posix.unistd cimport read, write
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session, op_size
 
+from overlayfs_py.engines.native.direct import own_umask
+
 log = logging.getLogger(__name__)
 
 _FUSE_DEV_IOC_CLONE = 0x8004E500
@@ -76,6 +78,17 @@ cdef class Buffers(Request):
         self.room = self.capacity - sizeof(protocol.out_header)
         return True
 
+    cdef size_t seal(self):
+        """Head the answer; its bytes, 0 where none is expected."""
+        cdef protocol.out_header* head = <protocol.out_header*>self.outward
+        cdef size_t size = sizeof(protocol.out_header) + (0 if self.error else self.length)
+        if not expects_answer(self.opcode):
+            return 0
+        head.len = <uint32_t>size
+        head.error = -self.error
+        head.unique = self.unique
+        return size
+
 
 cdef bint expects_answer(uint32_t opcode):
     return opcode not in (protocol.FORGET, protocol.BATCH_FORGET, protocol.INTERRUPT, protocol.NOTIFY_REPLY)
@@ -96,30 +109,47 @@ cdef class Channel:
         self._serve(once=True)
 
     def serve(self):
-        """Serve until the connection ends; raises OSError for what is neither that nor passing."""
+        """Serve until the connection ends, in a thread for that; raises OSError for what is neither that nor passing."""
+        own_umask(self.session)
         self._serve(once=False)
 
     cdef _serve(self, bint once):
         cdef Buffers r = Buffers(self.session.payload + HEADROOM)
         cdef Py_ssize_t count
+        cdef size_t answered = 0
+        cdef bint refused = False
+        cdef int number = 0
         while True:
+            # In one go, so that the interpreter is taken once a request; the others want it, too.
             with nogil:
-                count = read(self.fd, r.inward, r.capacity)
+                refused = answered != 0 and write(self.fd, r.outward, answered) < 0
+                count = -1 if refused else read(self.fd, r.inward, r.capacity)
+                number = c_errno
+            answered = 0
+            if refused:
+                self._report(r, number)
+                continue
             if count < 0:
-                if c_errno in (errno.ENODEV, errno.ECONNABORTED):
+                if number in (errno.ENODEV, errno.ECONNABORTED):
                     # unmounted; the second where a request was just being handed over (fuse_dev_do_read)
                     return
-                if c_errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                if number in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     # interrupted, or the request was taken back before it was read
                     continue
-                raise OSError(c_errno, os.strerror(c_errno))
+                raise OSError(number, os.strerror(number))
             if count == 0:
                 # The other end of a socket is closed; /dev/fuse says ENODEV.
                 return
-            if r.parse(count, self.session):
-                r = self.answer(r)
-            else:
+            r.transport = self
+            if not r.parse(count, self.session):
                 self._refuse(r, count)
+            elif not self.session.handle(r):
+                # The answer comes later, out of these buffers.
+                r = Buffers(self.session.payload + HEADROOM)
+            elif once:
+                self.reply(r)
+            else:
+                answered = r.seal()
             if once:
                 return
 
@@ -129,30 +159,23 @@ cdef class Channel:
             r.error, r.length = errno.EIO, 0
             self.reply(r)
 
-    cdef Buffers answer(self, Buffers r):
-        """Serve one request; the buffers for the next, which are others where this answer comes later."""
-        r.transport = self
-        if self.session.handle(r):
-            self.reply(r)
-            return r
-        return Buffers(self.session.payload + HEADROOM)
-
     cpdef reply(self, Request request):
         cdef Buffers r = <Buffers>request
-        cdef protocol.out_header* head = <protocol.out_header*>r.outward
-        cdef Py_ssize_t sent
-        cdef size_t size
-        if not expects_answer(r.opcode):
+        cdef Py_ssize_t sent = 0
+        cdef size_t size = r.seal()
+        cdef int number
+        if size == 0:
             return
-        size = sizeof(protocol.out_header) + (0 if r.error else r.length)
-        head.len = <uint32_t>size
-        head.error = -r.error
-        head.unique = r.unique
         with nogil:
             sent = write(self.fd, r.outward, size)
-        if sent < 0 and c_errno not in (errno.ENOENT, errno.ENODEV):
+            number = c_errno
+        if sent < 0:
+            self._report(r, number)
+
+    cdef _report(self, Buffers r, int number):
+        if number not in (errno.ENOENT, errno.ENODEV):
             # ENOENT: whoever asked was killed meanwhile; ENODEV: unmounted
-            log.error("an answer to opcode %d was refused: %s", r.opcode, os.strerror(c_errno))
+            log.error("an answer to opcode %d was refused: %s", r.opcode, os.strerror(number))
 
 
 def clone(int fd):

@@ -70,9 +70,17 @@ cdef Py_ssize_t do_batch_forget(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
     cdef protocol.mknod_in* op = <protocol.mknod_in*>r.op
+    cdef Node parent = s.node(r.nodeid)
+    cdef Node node
+    cdef stat_t own
     name = r.entry_name()
+    node = s.direct.create(r, parent, name, op.mode, op.umask, &own)
+    if node is not None:
+        node.lookups += 1
+        s.listings.added(r.nodeid, name)
+        return put_plain_entry(s, <protocol.entry_out*>r.out, node, &own)
     rdev = decode_device(op.rdev)
-    node = OPERATIONS["mknod"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode, rdev)
+    node = OPERATIONS["mknod"](s.fs, maker(s, r, op.umask), parent, name, op.mode, rdev)
     s.listings.added(r.nodeid, name)
     return put_entry(s, r, node)
 
@@ -117,23 +125,27 @@ cdef Py_ssize_t do_tmpfile(Session s, Request r) except -2:
     return sizeof(protocol.entry_out) + sizeof(protocol.open_out)
 
 
-cdef Py_ssize_t remove(Session s, Request r, str row) except -2:
+cdef Py_ssize_t remove(Session s, Request r, bint directory) except -2:
     cdef uint64_t parent_id = r.nodeid
+    cdef Node parent = s.node(parent_id)
     name = r.entry_name()
+    if s.direct.remove(parent, name, directory):
+        s.listings.removed(parent_id, name)
+        return 0
 
     def finish(session, request, value):
         s.listings.removed(parent_id, name)
         return 0
 
-    return s.run(r, OPERATIONS[row](s.fs, s.node(parent_id), name), finish)
+    return s.run(r, OPERATIONS["rmdir" if directory else "unlink"](s.fs, parent, name), finish)
 
 
 cdef Py_ssize_t do_unlink(Session s, Request r) except -2:
-    return remove(s, r, "unlink")
+    return remove(s, r, False)
 
 
 cdef Py_ssize_t do_rmdir(Session s, Request r) except -2:
-    return remove(s, r, "rmdir")
+    return remove(s, r, True)
 
 
 cdef Py_ssize_t rename(Session s, Request r, uint64_t new_id, uint32_t flags) except -2:

@@ -1,6 +1,6 @@
 cdef class Pruning:
     cdef object by_id
-    cdef object pool
+    cdef object workers
     cdef int fuse_fd
     # The most nodes that are to be known, 0 for any number.
     cdef readonly Py_ssize_t limit

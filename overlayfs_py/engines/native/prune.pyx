@@ -37,10 +37,10 @@ cdef struct prune:
 cdef class Pruning:
     """The bound of one mount."""
 
-    def __init__(self, fs, fuse_fd, pool):
+    def __init__(self, fs, fuse_fd, workers):
         self.by_id = fs.nodes.by_id
         self.fuse_fd = fuse_fd
-        self.pool = pool
+        self.workers = workers
         self.limit = fs.config.max_nodes
 
     def check(self, minor):
@@ -57,7 +57,7 @@ cdef class Pruning:
         if nodes:
             self.under_way = True
             # In another thread, without the lock: the kernel may wait for writes that are under way here.
-            self.pool.submit(self._ask, nodes)
+            self.workers().submit(self._ask, nodes)
 
     cdef list _oldest(self):
         cdef Node node

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
@@ -68,9 +69,11 @@ cdef class Session:
     cdef readonly object fs
     cdef object lock
     cdef object pool
+    cdef object processors
     cdef object running
     cdef object listings
     cdef Plain plain
+    cdef Direct direct
     cdef Generations generations
     cdef readonly Pruning pruning
     cdef readonly Passthrough through
@@ -95,6 +98,7 @@ cdef class Session:
     cdef bint handle(self, Request r)
     cdef fail(self, Request r, object error)
     cdef Py_ssize_t run(self, Request r, object steps, object finish) except -2
+    cpdef object workers(self)
     cdef object advance(self, object steps)
     cdef object owns(self, object job)
     cdef object node(self, uint64_t node_id)

@@ -12,11 +12,11 @@ import errno
 import logging
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
@@ -136,13 +136,15 @@ cdef class Session:
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
         self.uring = False
         self.lock = threading.Lock()
-        self.pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="job")
+        self.pool = None
+        self.processors = os.sched_getaffinity(0)
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
+        self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
-        self.pruning = Pruning(fs, fuse_fd, self.pool)
+        self.pruning = Pruning(fs, fuse_fd, self.workers)
         # A page is what the kernel sends even where it is told to send less.
         most = max(MAX_WRITE, min(machine.most_pages() or 0, _MOST_PAGES) * _PAGE)
         self.max_write = max(_PAGE, min(fs.config.max_write or MAX_WRITE, most) // _PAGE * _PAGE)
@@ -202,8 +204,19 @@ cdef class Session:
             job = self.advance(steps)
         except StopIteration as stop:
             return finish(self, r, stop.value)
-        self.pool.submit(self._continue, r, steps, job, self.owns(job), finish)
+        self.workers().submit(self._continue, r, steps, job, self.owns(job), finish)
         return DEFERRED
+
+    cpdef object workers(self):
+        """The threads that execute jobs, which a mount that only reads never needs."""
+        if self.pool is None:
+            # Loading it takes as long as all else that a mount does before it answers.
+            from concurrent.futures import ThreadPoolExecutor
+
+            self.pool = ThreadPoolExecutor(
+                _WORKERS, thread_name_prefix="job", initializer=_run_on, initargs=(self.processors,)
+            )
+        return self.pool
 
     cdef object advance(self, object steps):
         job = next(steps)
@@ -260,7 +273,18 @@ cdef class Session:
 
     def close(self):
         """Wait for what is under way; the connection is gone."""
-        self.pool.shutdown(wait=True)
+        if self.pool is not None:
+            self.pool.shutdown(wait=True)
+
+
+def _run_on(processors):
+    """Have this thread run on any of these: the one that started it may be pinned to one, that of its ring."""
+    try:
+        os.sched_setaffinity(0, processors)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # all of them have been switched off: it stays where the kernel has put it
 
 
 class NeverAsk(OSError):

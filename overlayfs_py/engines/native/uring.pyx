@@ -19,6 +19,8 @@ from posix.unistd cimport write
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session
 
+from overlayfs_py.engines.native.direct import own_umask
+
 cdef extern from *:
     """
     #include <linux/io_uring.h>
@@ -324,6 +326,7 @@ cdef class Ring:
         cdef long result
         cdef unsigned int submit
         self.session = session
+        own_umask(session)
         self.entries = [Entry(number + 1, session.payload) for number in range(DEPTH)]
         try:
             if self.cpu is not None:

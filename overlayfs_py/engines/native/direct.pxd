@@ -1,0 +1,25 @@
+from libc.stdint cimport uint32_t
+
+from overlayfs_py.core.nodes cimport Node
+from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.plain cimport Plain, stat
+from overlayfs_py.engines.native.session cimport Request
+
+
+cdef class Direct:
+    cdef object fs
+    cdef object dirs
+    cdef object lock
+    cdef Plain plain
+    # Whether the upper layer keeps what is made in it just as it was asked for.
+    cdef bint on
+    cdef uint32_t uid
+    cdef uint32_t gid
+    # Whether each thread that serves has a umask of its own.
+    cdef bint side_by_side
+
+    cdef int _make(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st)
+    cdef Node create(self, Request r, Node parent, bytes name, uint32_t mode, uint32_t umask, stat* st)
+    cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1
+    cdef bint remove(self, Node parent, bytes name, bint directory) except -1
+    cdef bint _is_own(self, Node node)

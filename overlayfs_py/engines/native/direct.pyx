@@ -1,0 +1,238 @@
+# cython: language_level=3, annotation_typing=False
+"""Changes to objects that are the upper layer's alone, made by the system calls that were asked for and no others.
+
+As in plain, what can't be sure to need no more than that is left to core, which does the same in more time.
+"""
+
+import os
+
+from libc.errno cimport ENOENT, ENOSYS, ENOTEMPTY, EEXIST, errno
+from libc.stdint cimport int64_t, uint32_t
+from posix.unistd cimport close, ftruncate
+
+from overlayfs_py.core.nodes cimport Node, Real
+from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.plain cimport Plain, stat, timespec
+from overlayfs_py.engines.native.session cimport Request, Session
+
+from overlayfs_py.core.lookup import lower_positive
+from overlayfs_py.core.remove import after_removal
+
+cdef extern from "<sched.h>" nogil:
+    int CLONE_FS
+    int unshare(int flags)
+
+cdef extern from "<fcntl.h>" nogil:
+    int AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW
+    int O_CLOEXEC, O_CREAT, O_EXCL, O_NOFOLLOW, O_PATH, O_RDWR
+    int openat(int dir_fd, const char* path, int flags, ...)
+
+cdef extern from "<sys/stat.h>" nogil:
+    int fstat(int fd, stat* st)
+    int fstatat(int dir_fd, const char* path, stat* st, int flags)
+    int utimensat(int dir_fd, const char* path, const timespec* times, int flags)
+    uint32_t set_umask "umask"(uint32_t mask)
+    int64_t UTIME_NOW, UTIME_OMIT
+
+cdef extern from "<unistd.h>" nogil:
+    int fchownat(int dir_fd, const char* path, uint32_t uid, uint32_t gid, int flags)
+    int unlinkat(int dir_fd, const char* path, int flags)
+    long syscall(long number, ...)
+
+cdef enum:
+    FORMAT = 0o170000
+    REGULAR = 0o100000
+    DIRECTORY = 0o040000
+    LINK = 0o120000
+    PERMISSIONS = 0o7777
+    SET_IDS = 0o6000
+    NAME_MAX = 255
+    # Linux 6.6; the number is the same on every architecture but alpha.
+    SYS_FCHMODAT2 = 452
+
+    OWNER = protocol.FATTR_UID | protocol.FATTR_GID
+    TIMES = protocol.FATTR_ATIME | protocol.FATTR_MTIME
+    NOW = protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW
+    CHANGES = protocol.FATTR_MODE | OWNER | protocol.FATTR_SIZE | TIMES
+
+
+def own_umask(Session session):
+    """Give this thread a umask of its own (unshare(2), CLONE_FS); where it may not have one, all take turns."""
+    if unshare(CLONE_FS) != 0:
+        session.direct.side_by_side = False
+
+
+cdef class Direct:
+    """The changes that need no copy, mark or staging in one overlay. All is called with the session's lock held.
+
+    Making a file lets go of it, as on disk that takes longer than all the rest. Nothing comes between: the kernel asks
+    for nothing else in a directory in which something is being made, nor removes it (i_rwsem, directory-locking.rst).
+    """
+
+    def __init__(self, fs, Plain plain, lock):
+        self.fs = fs
+        self.lock = lock
+        self.side_by_side = True
+        self.dirs = fs.dirs
+        self.plain = plain
+        config = fs.config
+        self.on = fs.work is not None and plain.as_stored
+        self.on = self.on and not (config.noacl or config.noxattrs or config.security_label)
+        self.uid, self.gid = os.geteuid(), os.getegid()
+
+    cdef bint _is_own(self, Node node):
+        """Whether all there is of an object is one file or directory of the upper layer, under one known name."""
+        return (
+            node.upper is not None
+            and node.upper.parent is not None
+            and node.pinned < 0
+            and not node.removed
+            and not node.indexed
+            and not node.metacopy
+            and node.aliases is None
+            and node.below is None
+        )
+
+    cdef Node create(self, Request r, Node parent, bytes name, uint32_t mode, uint32_t umask, stat* st):
+        """The node of a regular file made under a free name for the daemon's own user, attributes in `st`; None leaves
+        it to core. Its descriptor is kept, as who makes a file writes to it."""
+        cdef int fd, number
+        cdef Node node
+        if (
+            not self.on
+            or mode & FORMAT != REGULAR
+            or r.uid != self.uid
+            or r.gid != self.gid
+            or parent.upper is None
+            or parent.pinned >= 0
+            or parent.removed
+            or len(name) > NAME_MAX
+            or name.startswith(b".wh.")
+            or (parent.children is not None and name in parent.children)
+        ):
+            return None
+        fd = self._make(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st)
+        if fd == -EEXIST:
+            # a whiteout, perhaps
+            return None
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd), name)
+        node = Node(REGULAR, parent, name, Real(parent.upper.layer, parent.upper, name), ())
+        node.upper_ino = st.st_ino
+        self.fs.nodes.add(node, self.fs.numbers.number(st.st_dev, st.st_ino))
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = node
+        self.fs.files.adopt(node, fd, write=True)
+        return node
+
+    cdef int _make(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st):
+        """The descriptor of a new file, or minus the error number."""
+        cdef int fd
+        cdef int number = 0
+        cdef const char* path = name
+        if self.side_by_side:
+            self.dirs.hold()
+            self.lock.release()
+        with nogil:
+            set_umask(umask)
+            fd = openat(dir_fd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
+            if fd < 0:
+                number = errno
+            elif fstat(fd, st) != 0:
+                number = errno
+                close(fd)
+                unlinkat(dir_fd, path, 0)
+        if self.side_by_side:
+            self.lock.acquire()
+            self.dirs.let_go()
+        return -number if number else fd
+
+    cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1:
+        """Do what SETATTR asks, attributes then in `st`; False leaves it to core. Set-id bits it takes are core's."""
+        cdef timespec times[2]
+        cdef Real real
+        cdef int dir_fd
+        cdef int size_fd = -1
+        cdef uint32_t valid = op.valid
+        if (
+            not self.on
+            or not valid & CHANGES
+            or (node.kind == LINK and valid & protocol.FATTR_MODE)
+            or not self._is_own(node)
+        ):
+            return False
+        if valid & protocol.FATTR_SIZE:
+            size_fd = self.fs.files.fd(node, write=True)
+        real = node.upper
+        dir_fd = self.dirs.fd(real.parent)
+        if valid & protocol.FATTR_KILL_SUIDGID and (
+            fstatat(dir_fd, real.name, st, AT_SYMLINK_NOFOLLOW) != 0 or st.st_mode & SET_IDS
+        ):
+            return False
+        if valid & protocol.FATTR_SIZE and ftruncate(size_fd, op.size) != 0:
+            raise OSError(errno, os.strerror(errno))
+        if valid & OWNER and fchownat(
+            dir_fd,
+            real.name,
+            op.uid if valid & protocol.FATTR_UID else <uint32_t>-1,
+            op.gid if valid & protocol.FATTR_GID else <uint32_t>-1,
+            AT_SYMLINK_NOFOLLOW,
+        ) != 0:
+            raise OSError(errno, os.strerror(errno))
+        if valid & protocol.FATTR_MODE and syscall(
+            SYS_FCHMODAT2, dir_fd, <const char*>real.name, op.mode & PERMISSIONS, AT_SYMLINK_NOFOLLOW
+        ) != 0:
+            if errno == ENOSYS:
+                return False
+            raise OSError(errno, os.strerror(errno))
+        if valid & TIMES:
+            put_time(&times[0], valid & protocol.FATTR_ATIME, valid & protocol.FATTR_ATIME_NOW, op.atime, op.atimensec)
+            put_time(&times[1], valid & protocol.FATTR_MTIME, valid & protocol.FATTR_MTIME_NOW, op.mtime, op.mtimensec)
+            if utimensat(dir_fd, real.name, times, AT_SYMLINK_NOFOLLOW) != 0:
+                raise OSError(errno, os.strerror(errno))
+        if fstatat(dir_fd, real.name, st, AT_SYMLINK_NOFOLLOW) != 0:
+            raise OSError(errno, os.strerror(errno))
+        return self.plain.shown(node, st)
+
+    cdef bint remove(self, Node parent, bytes name, bint directory) except -1:
+        """Take away a name that hides none of a lower layer; False leaves it to core.
+
+        The object lives on, by a descriptor, for as long as the kernel refers to it.
+        """
+        cdef Node node
+        cdef int dir_fd
+        cdef int pinned = -1
+        cdef int number
+        if not self.on or parent.children is None or parent.upper is None or parent.pinned >= 0 or parent.removed:
+            return False
+        node = parent.children.get(name)
+        if (
+            node is None
+            or (node.kind == DIRECTORY) != directory
+            or not self._is_own(node)
+            or node.upper.parent is not parent.upper
+            or node.upper.name != name
+            or (parent.below is not None and lower_positive(self.fs, parent, name))
+        ):
+            return False
+        dir_fd = self.dirs.fd(parent.upper)
+        if node.lookups or node.opens:
+            pinned = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            if pinned < 0:
+                return False
+        if unlinkat(dir_fd, name, AT_REMOVEDIR if directory else 0) != 0:
+            number = errno
+            if pinned >= 0:
+                close(pinned)
+            if number == ENOENT or number == ENOTEMPTY:
+                # changed behind our back, or whiteouts are left in it
+                return False
+            raise OSError(number, os.strerror(number), name)
+        after_removal(self.fs, node, parent, name, pinned)
+        return True
+
+
+cdef void put_time(timespec* at, bint wanted, bint now, int64_t seconds, uint32_t nanoseconds):
+    at.tv_sec = seconds
+    at.tv_nsec = UTIME_OMIT if not wanted else UTIME_NOW if now else nanoseconds
