@@ -123,6 +123,16 @@ def _clone(fd: int, *, read_only: bool, mount_flags: int) -> int:
         return -1
 
 
+def leave_out_fuse(layers: list[Layer], uuid: bytes) -> None:
+    """Have the files of FUSE layers with this UUID told by no handle, for the sake of other layers that share it.
+
+    FUSE filesystems have no UUID, as squashfs has none, and how long their handles last is up to their daemons.
+    """
+    for layer in layers:
+        if layer.uuid == uuid and layer.inode_of is _halves_swapped:
+            layer.inode_of = None
+
+
 Decoder = Callable[[bytes], int]
 
 

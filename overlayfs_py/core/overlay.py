@@ -13,7 +13,7 @@ from overlayfs_py.core import ids, index
 from overlayfs_py.core.export import Reopened
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
-from overlayfs_py.core.layers import DirCache, Layer, Numbers, open_lower, open_upper
+from overlayfs_py.core.layers import DirCache, Layer, Numbers, leave_out_fuse, open_lower, open_upper
 from overlayfs_py.core.marks import Marks
 from overlayfs_py.core.merged import MergedNames
 from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable
@@ -77,6 +77,9 @@ class Overlay:
         self.reopened = Reopened(_REOPENED)
         try:
             self._open_layers()
+            lowers = [layer for layer in self.layers if layer is not self.upper]
+            for uuid in ambiguous_uuids(lowers):
+                leave_out_fuse(lowers, uuid)
             self._choose_features()
         except OSError as error:
             self.close()
