@@ -101,10 +101,11 @@ def make_image(layout: Path) -> None:
 
 
 _LEFT_OUT: Final = re.compile(
-    r"usr/(lib/(gcc|git-core|python3)|include|share/(locale|man/.+/|zoneinfo/.+/)|bin/(git|python3|x86_64-linux-gnu-))"
-    r"|.*(\.a|san\.so.*)$|dev/."
+    r"usr/(lib/(gcc|git-core|python3|x86_64-linux-gnu/(perl/[^/]+/(CORE|auto/(Encode|Unicode))|gprofng))|include"
+    r"|share/(locale|man/.+/|zoneinfo/.+/|doc/(?!bash|dpkg|gcc-12-base|make|tzdata)|perl/[^/]+/(CPAN|pod|Unicode/))"
+    r"|bin/(git|python3|scalar|x86_64-linux-gnu-))|.*(\.a|san\.so.*)$|dev/."
 )
-"""Two thirds of the Debian root, which no test needs."""
+"""Most of the Debian root, which no test needs."""
 
 
 def make_debian(layout: Path) -> None:

@@ -108,8 +108,7 @@ def measure_podman(base: Path, layout: Path, rounds: int, times: Times) -> None:
         stores = {}
         for driver in ("ours", "fuse-overlayfs", "overlay"):
             stores[driver] = stack.enter_context(store(base / driver, driver))
-            with timed(times, "podman pull", driver):
-                stores[driver].pull(layout)
+            stores[driver].pull(layout)
         for _ in range(rounds):
             for driver, each in stores.items():
                 podman_once(each, driver, context, times)
