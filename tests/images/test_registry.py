@@ -162,6 +162,30 @@ def test_a_registry_that_stops_in_the_middle_is_one_line(
     assert other.images() == [] and list(other.layout.tmp.iterdir()) == []
 
 
+def test_a_full_disk_ends_a_pull_in_one_line_and_leaves_nothing(
+    store: Store, base: Path, image: Image, port: int
+) -> None:
+    push(store, image, f"127.0.0.1:{port}/image:1")
+    small = base / "small"
+    small.mkdir()
+    with mounted_tmpfs(small, "300k"):
+        words = ["--root", str(small / "store"), "pull", f"127.0.0.1:{port}/image:1"]
+        done = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert (done.exit_code, done.stderr) == (1, "ovl: cannot write to the store: No space left on device\n")
+        full = Store.open(small / "store")
+        assert full.images() == []
+        assert [*full.layout.tmp.iterdir(), *full.layout.partial.iterdir(), *full.layout.blobs.iterdir()] == []
+
+
+@contextmanager
+def mounted_tmpfs(where: Path, size: str) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", where], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
 def test_a_blob_that_is_not_what_its_digest_says_is_refused(
     store: Store, other: Store, image: Image, port: int
 ) -> None:
