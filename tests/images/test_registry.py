@@ -128,12 +128,13 @@ def stalling(image: Image, store: Store, port: int) -> Iterator[int]:
         yield number
 
 
+@pytest.mark.parametrize("words", [["pull"], ["run", "--rm", "--network", "none"]])
 def test_a_pull_that_is_interrupted_ends_at_once_and_is_gone_on_with(
-    store: Store, other: Store, image: Image, port: int
+    store: Store, other: Store, image: Image, port: int, words: list[str]
 ) -> None:
     with stalling(image, store, port) as number:
         command = [sys.executable, "-m", "overlayfs_py.cli.ovl", "--root", str(other.root)]
-        command += ["pull", f"127.0.0.1:{number}/image:1"]
+        command += [*words, f"127.0.0.1:{number}/image:1"]
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             assert within(20, lambda: sum(path.stat().st_size for path in other.layout.partial.iterdir()) >= 50_000)
