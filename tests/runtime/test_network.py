@@ -138,7 +138,7 @@ def test_a_private_network_without_its_programs_is_one_line(
 ) -> None:
     programs = ovl.base / "programs"
     programs.mkdir()
-    for name in there:
+    for name in ("rm", *there):
         found = shutil.which(name)
         assert found
         (programs / name).symlink_to(found)
