@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from overlayfs_py.cli.image_base import ImageCommand, open_store
+from overlayfs_py.cli.image_base import ImageCommand, in_use, open_store
 from overlayfs_py.cli.output import format_option, print_json, print_table
 from overlayfs_py.images import ImageError
 
 
-def layer_paths(words: tuple[str, ...]) -> tuple[list[Path], bool]:
-    """The directories that are named, or the layers of an image; and whether their marks are user.overlay.*."""
+@contextlib.contextmanager
+def layer_paths(words: tuple[str, ...], *, change: bool) -> Iterator[tuple[list[Path], bool]]:
+    """The directories that are named, or the layers of an image; and whether their marks are user.overlay.*.
+
+    Those of an image are in no use until the block ends, if they are to `change`.
+    """
     if all(Path(word).is_dir() for word in words):
-        return [Path(word) for word in words], False
+        yield [Path(word) for word in words], False
+        return
     if len(words) > 1:
         missing = next(word for word in words if not Path(word).is_dir())
         raise ImageError(f"{missing} is no directory")
     store = open_store()
-    return [layer.path for layer in reversed(store.image(words[0]).layers)], store.userxattr
+    with store.locked(exclusive=change):
+        paths = [layer.path for layer in reversed(store.image(words[0]).layers)]
+        if change:
+            sharing = [image for image in store.images() if {layer.path for layer in image.layers} & set(paths)]
+            if users := [user for image in sharing for user in in_use(store)(image.id)]:
+                raise ImageError(f"layers of {words[0]} are used by {', '.join(users)}: remove them first")
+        yield paths, store.userxattr
 
 
 @click.command(cls=ImageCommand)
@@ -44,8 +57,8 @@ def check(layers: tuple[str, ...], work: Path | None, repair: bool, userxattr: b
     from overlayfs_py.images.check import check as check_layers
     from overlayfs_py.images.check import check_work
 
-    paths, stored_user = layer_paths(layers)
-    findings = list(check_layers(paths, userxattr=userxattr or stored_user, repair=repair))
+    with layer_paths(layers, change=repair) as (paths, stored_user):
+        findings = list(check_layers(paths, userxattr=userxattr or stored_user, repair=repair))
     if work is not None:
         findings += check_work(work, repair=repair)
     described = [

@@ -85,6 +85,14 @@ class Layout:
             raise ImageError(f"{self.root / 'index.json'} is damaged")
         return manifests
 
+    def index_version(self) -> tuple[int, int]:
+        """What differs after each change of the index, also where that says the same again."""
+        try:
+            found = os.stat(self.root / "index.json")
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
     def write_index(self, manifests: list[dict[str, Any]]) -> None:
         """Replace the index; the store is locked exclusively."""
         write_file(self.root / "index.json", json.dumps({"schemaVersion": 2, "manifests": manifests}).encode())

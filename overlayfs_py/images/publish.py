@@ -61,9 +61,16 @@ def publish(
     diff_ids = check(incoming)
     chain = list(chain_ids(diff_ids))
     warnings: list[str] = []
+    extracted: dict[int, Extracted] = {}
     while True:
         missing = [at for at, chain_id in enumerate(chain) if not layout.layer(chain_id).is_dir()]
-        warnings += _unpack(layout, session, incoming, diff_ids, chain, missing, told)
+        todo = [at for at in missing if chain[at] not in incoming.unpacked and at not in extracted]
+        extracted |= _extract_all(layout, session, incoming, diff_ids, todo, told)
+        with layout.locked(exclusive=False):
+            # What is looked at below must not go meanwhile.
+            if not all(layout.layer(each).is_dir() or at in extracted for at, each in enumerate(chain)):
+                continue
+            warnings += _settle_all(layout, session, incoming, chain, extracted)
         if incoming.unpacked:
             # The index is on the disk before the kernel writes files by itself: it must not name layers without data.
             _sync(session)
@@ -76,35 +83,41 @@ def publish(
                 return image_of(layout, _put_in_place(layout, incoming, names)), warnings
 
 
-def _unpack(
-    layout: Layout,
-    session: Path,
-    incoming: Incoming,
-    diff_ids: Sequence[str],
-    chain: Sequence[str],
-    missing: Sequence[int],
-    told: Told,
-) -> list[str]:
-    todo = [at for at in missing if chain[at] not in incoming.unpacked]
-    targets = {at: session / f"layer-{at}" for at in todo}
+def _extract_all(
+    layout: Layout, session: Path, incoming: Incoming, diff_ids: Sequence[str], todo: Sequence[int], told: Told
+) -> dict[int, Extracted]:
+    """Extract the layers with these numbers, all at once, each to a directory of the session."""
     extracted: dict[int, Extracted] = {}
     with Workers(os.cpu_count()) as workers:
         jobs = {}
         for at in todo:
-            targets[at].mkdir(mode=0o700)
+            target = _target(session, at)
+            target.mkdir(mode=0o700)
             digest = incoming.manifest.layers[at].digest
             blob = incoming.blobs.get(digest, layout.blob(digest))
-            jobs[workers.submit(_extract, workers, layout, blob, targets[at], diff_ids[at], told)] = at
+            jobs[workers.submit(_extract, workers, layout, blob, target, diff_ids[at], told)] = at
         for job in as_completed(jobs):
             extracted[jobs[job]] = job.result()
+    return extracted
+
+
+def _target(session: Path, at: int) -> Path:
+    return session / f"layer-{at}"
+
+
+def _settle_all(
+    layout: Layout, session: Path, incoming: Incoming, chain: Sequence[str], extracted: dict[int, Extracted]
+) -> list[str]:
+    """Settle what was extracted and is not settled yet, bottom first; warnings. The store is locked."""
+    todo = [at for at in sorted(extracted) if chain[at] not in incoming.unpacked]
     warnings = []
-    disowned = sum(done.disowned for done in extracted.values())
+    disowned = sum(extracted[at].disowned for at in todo)
     if disowned:
         warnings.append(f"{disowned} files are root's that were another user's: that takes ranges in /etc/subuid")
     for at in todo:
         below = [incoming.unpacked.get(chain_id) or layout.layer(chain_id) for chain_id in chain[:at]]
-        settle(targets[at], extracted[at], below[::-1], userxattr=layout.userxattr)
-        incoming.unpacked[chain[at]] = targets[at]
+        settle(_target(session, at), extracted[at], below[::-1], userxattr=layout.userxattr)
+        incoming.unpacked[chain[at]] = _target(session, at)
         if extracted[at].skipped:
             warnings.append(f"{len(extracted[at].skipped)} devices left out, which only root can make")
         for path in extracted[at].covering:

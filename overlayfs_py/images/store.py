@@ -83,11 +83,11 @@ class Store:
     def _consistent(self, look: Callable[[], Found]) -> Found:
         """What is found, without a lock: again, should an image have gone in the middle of looking."""
         while True:
-            before = self.layout.read_index()
+            before = self.layout.index_version()
             try:
                 return look()
             except ImageError:
-                if self.layout.read_index() == before:
+                if self.layout.index_version() == before:
                     raise
 
     def manifest(self, image: Image) -> Manifest:

@@ -17,7 +17,7 @@ from overlayfs_py.images import Store
 from overlayfs_py.runtime import bundle, client, limits, monitor, names, oci, root, volumes
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec, Volume, merge_env, parse_signal, parse_target
-from overlayfs_py.runtime.state import Container, Containers, Status, make_directory, remove_tree
+from overlayfs_py.runtime.state import Container, Containers, Status, make_directory, remove_tree, removing
 from overlayfs_py.runtime.userns import is_rootless
 
 KILLED = 128 + signal.SIGKILL
@@ -87,7 +87,8 @@ def create(
             with containers.naming():
                 return _add(containers, made)
         except BaseException:
-            if made.directory.exists():
+            # Another command may sweep it away first.
+            with contextlib.suppress(FileNotFoundError), removing(made.directory):
                 remove_tree(made.directory)
             raise
 

@@ -278,8 +278,9 @@ class Containers:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(container.root)
         grave = self.root / "containers.tmp" / container.id
-        os.rename(container.directory, grave)
-        remove_tree(grave)
+        with removing(container.directory):
+            os.rename(container.directory, grave)
+            remove_tree(grave)
 
     def sweep(self) -> None:
         """Remove what commands that were killed left half made or half removed."""
@@ -287,19 +288,31 @@ class Containers:
             abandoned = []
             with self.naming():
                 for entry in os.scandir(self.root / "containers.tmp"):
-                    if (
-                        entry.is_dir(follow_symlinks=False)
-                        and (held := _try_lock(Path(entry.path, "lock"))) is not None
-                    ):
+                    if entry.is_dir(follow_symlinks=False) and (held := _try_lock(entry.path)) is not None:
                         locks.callback(os.close, held)
                         abandoned.append(Path(entry.path))
             for path in abandoned:
                 remove_tree(path)
 
 
-def _try_lock(path: Path) -> int | None:
+@contextlib.contextmanager
+def removing(directory: Path) -> Iterator[None]:
+    """Keep `sweep` from a directory, wherever it is moved, while the block removes it.
+
+    Two that remove it would fail for each other; a lock file in it would go before the rest.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(directory: str) -> int | None:
+    """A descriptor of a directory that nobody is removing, locked as by `removing`; None where somebody is."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:

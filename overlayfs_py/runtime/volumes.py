@@ -12,7 +12,7 @@ from pathlib import Path
 from overlayfs_py.runtime import names
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Volume
-from overlayfs_py.runtime.state import Containers, lock, make_directory, remove_tree
+from overlayfs_py.runtime.state import Containers, lock, make_directory, remove_tree, removing
 from overlayfs_py.sys.paths import fd_path, open_in_root
 
 
@@ -70,14 +70,16 @@ def users_of(containers: Containers, name: str) -> list[str]:
 
 def remove(containers: Containers, name: str) -> None:
     """Remove a volume that no container has, with its data. Raises ContainerError, with status 1."""
-    with containers.naming():
-        volume = find(containers, name)
-        users = users_of(containers, name)
-        if users:
-            raise ContainerError(f"volume {name} is in use by container {', '.join(users)}", 1)
-        grave = containers.root / "containers.tmp" / f"volume-{names.new_id()}"
-        os.rename(volume.path.parent, grave)
-    remove_tree(grave)
+    with contextlib.ExitStack() as held:
+        with containers.naming():
+            volume = find(containers, name)
+            users = users_of(containers, name)
+            if users:
+                raise ContainerError(f"volume {name} is in use by container {', '.join(users)}", 1)
+            grave = containers.root / "containers.tmp" / f"volume-{names.new_id()}"
+            held.enter_context(removing(volume.path.parent))
+            os.rename(volume.path.parent, grave)
+        remove_tree(grave)
 
 
 def fill(volume: NamedVolume, root_fd: int, target: str) -> None:

@@ -128,12 +128,13 @@ def stalling(image: Image, store: Store, port: int) -> Iterator[int]:
         yield number
 
 
+@pytest.mark.parametrize("words", [["pull"], ["run", "--rm", "--network", "none"]])
 def test_a_pull_that_is_interrupted_ends_at_once_and_is_gone_on_with(
-    store: Store, other: Store, image: Image, port: int
+    store: Store, other: Store, image: Image, port: int, words: list[str]
 ) -> None:
     with stalling(image, store, port) as number:
         command = [sys.executable, "-m", "overlayfs_py.cli.ovl", "--root", str(other.root)]
-        command += ["pull", f"127.0.0.1:{number}/image:1"]
+        command += [*words, f"127.0.0.1:{number}/image:1"]
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             assert within(20, lambda: sum(path.stat().st_size for path in other.layout.partial.iterdir()) >= 50_000)
@@ -160,6 +161,30 @@ def test_a_registry_that_stops_in_the_middle_is_one_line(
     assert done.exit_code == 1
     assert re.fullmatch(rf"ovl: 127.0.0.1:{number} does not answer in time\n", done.stderr), done.stderr
     assert other.images() == [] and list(other.layout.tmp.iterdir()) == []
+
+
+def test_a_full_disk_ends_a_pull_in_one_line_and_leaves_nothing(
+    store: Store, base: Path, image: Image, port: int
+) -> None:
+    push(store, image, f"127.0.0.1:{port}/image:1")
+    small = base / "small"
+    small.mkdir()
+    with mounted_tmpfs(small, "300k"):
+        words = ["--root", str(small / "store"), "pull", f"127.0.0.1:{port}/image:1"]
+        done = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert (done.exit_code, done.stderr) == (1, "ovl: cannot write to the store: No space left on device\n")
+        full = Store.open(small / "store")
+        assert full.images() == []
+        assert [*full.layout.tmp.iterdir(), *full.layout.partial.iterdir(), *full.layout.blobs.iterdir()] == []
+
+
+@contextmanager
+def mounted_tmpfs(where: Path, size: str) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", where], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", where], check=True)
 
 
 def test_a_blob_that_is_not_what_its_digest_says_is_refused(

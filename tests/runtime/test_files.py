@@ -36,6 +36,14 @@ def test_a_running_container_is_committed_as_it_is_now(ovl: Ovl) -> None:
     assert ovl.out("exec", "live", "cat", "/one") == "a\n"
 
 
+def test_layers_in_use_are_looked_at_but_not_mended(ovl: Ovl) -> None:
+    ovl.run("create", "--name", "user", "busy")
+    assert ovl.out("check", "busy") == ""
+    assert "are used by user: remove them first" in ovl.error("check", "--repair", "busy", status=1)
+    ovl.run("rm", "user")
+    assert ovl.out("check", "--repair", "busy") == ""
+
+
 def test_an_image_in_use_is_not_removed(ovl: Ovl) -> None:
     ovl.run("create", "--name", "user", "busy")
     assert "user" in ovl.error("rmi", "busy", status=1)

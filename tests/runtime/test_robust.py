@@ -4,13 +4,16 @@ import contextlib
 import os
 import random
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from overlayfs_py.runtime.state import removing
 from tests.runtime.conftest import Ovl, left_of, within
+from tests.support.syscalls import MNT_DETACH, MS_BIND, mount, umount
 
 RUN = ("run", "--network", "none", "-u", "root")
 MANY = 20
@@ -42,6 +45,16 @@ def test_many_containers_at_once(ovl: Ovl) -> None:
     assert {path.name for path in (ovl.root / "layers").rglob("*")} == before
     ovl.run("rm", *(f"many-{number}" for number in range(MANY)))
     assert left_of(ovl.root) == []
+
+
+def test_a_container_that_is_being_removed_is_left_to_who_does_it(ovl: Ovl) -> None:
+    grave = ovl.root / "containers.tmp" / "grave"
+    (grave / "upper").mkdir(parents=True)
+    with removing(grave):
+        ovl.run("create", "--name", "made", "busy")
+        assert os.listdir(grave) == ["upper"]
+    ovl.run("create", "busy")
+    assert not grave.exists()
 
 
 def test_one_name_is_taken_once(ovl: Ovl) -> None:
@@ -83,7 +96,9 @@ def cgroup_of(pid: str) -> str:
 def test_a_monitor_that_is_killed_takes_one_to_be_removed_with_it(ovl: Ovl) -> None:
     ovl.run(*RUN, "-d", "--rm", "--name", "brief", "busy", "sleep", "60")
     client = ovl.start("attach", "brief", stderr=subprocess.PIPE)
-    time.sleep(0.5)
+    assert within(
+        20, lambda: any(os.path.realpath(fd).count("socket:") for fd in Path(f"/proc/{client.pid}/fd").iterdir())
+    )
     os.kill(ovl.status("brief")["monitor"]["pid"], signal.SIGKILL)
     assert client.communicate(timeout=20)[1].startswith(b"ovl: the monitor of the container was killed")
     assert client.returncode == 137
@@ -111,6 +126,38 @@ def test_a_command_killed_at_any_moment_leaves_a_container_or_none(ovl: Ovl, see
     ovl.run("rm", "-f", "cut", status=None)
     ovl.run(*RUN, "--rm", "--name", "cut", "busy", "true")
     assert left_of(ovl.root) == []
+
+
+def test_a_machine_without_fuse_is_one_line(ovl: Ovl) -> None:
+    ovl.run("create", "--name", "made", "busy")
+    device = ovl.base / "fuse"
+    os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(10, 254))
+    mount(bytes(device), b"/dev/fuse", None, MS_BIND)
+    try:
+        for words, status in (((*RUN, "busy"), 125), (("start", "made"), 1), (("cp", "made:/file", "."), 1)):
+            assert "the kernel offers no /dev/fuse" in ovl.error(*words, status=status), words
+        assert [row["Name"] for row in ovl.rows()] == ["made"]
+    finally:
+        umount(b"/dev/fuse", MNT_DETACH)
+    ovl.run("cp", "made:/file", ".")
+    assert (ovl.base / "file").read_text() == "of the image\n"
+
+
+def test_layers_are_on_disk_once_whatever_the_number_of_containers(ovl: Ovl) -> None:
+    def taken() -> int:
+        done = subprocess.run(["du", "-skx", ovl.root], check=True, capture_output=True, text=True)
+        return int(done.stdout.split()[0])
+
+    before = taken()
+    layers = int(subprocess.run(["du", "-skx", ovl.root / "layers"], capture_output=True, text=True).stdout.split()[0])
+    assert layers > 1500
+    for number in range(4):
+        ovl.run(*RUN, "-d", "--name", f"one-{number}", "busy", "sh", "-c", "echo a > /new; sleep 60")
+    assert all(within(10, (ovl.home(f"one-{number}") / "upper/new").exists) for number in range(4))
+    ovl.run("tag", "busy", "again")
+    assert taken() - before < layers / 4
+    ovl.run("rm", "-f", *(f"one-{number}" for number in range(4)))
+    assert taken() - before < 100
 
 
 def test_a_missing_runtime_is_one_line(ovl: Ovl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,12 @@ def test_ports_of_a_user_are_published_by_pasta(rootless: Ovl) -> None:
     assert [row["Name"] for row in rootless.rows()] == ["web"]
 
 
+def test_a_user_who_may_not_open_fuse_is_told(rootless: Ovl) -> None:
+    os.chmod("/dev/fuse", 0o600)
+    assert rootless.error(*RUN, "busy", status=125) == "cannot open /dev/fuse: Permission denied"
+    assert rootless.rows() == []
+
+
 def test_a_limit_that_a_user_can_not_set_is_an_error(rootless: Ovl) -> None:
     assert rootless.error(*RUN, "--memory", "20m", "busy", status=125).startswith("--memory cannot be set")
     assert rootless.rows() == []
