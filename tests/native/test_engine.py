@@ -3,7 +3,10 @@
 import errno
 import fcntl
 import os
+import stat
 import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +89,72 @@ def test_a_slow_copy_up_stops_nobody_else(mnt: Path, tmp_path: Path) -> None:
     writer.join()
     assert looked > 10
     assert (mnt / "large").stat().st_size == (256 << 20) - 1
+
+
+def test_each_who_makes_files_has_the_umask_obeyed_that_is_theirs(mnt: Path) -> None:
+    """Those who make files in different directories are served at the same time."""
+    script = """
+        import os, sys
+        os.umask(int(sys.argv[2], 8))
+        for number in range(100):
+            os.close(os.open(f"{sys.argv[1]}/{number}", os.O_CREAT | os.O_WRONLY, 0o666))
+        """
+    umasks = ("000", "022", "077", "027")
+    for umask in umasks:
+        (mnt / umask).mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    makers = [subprocess.Popen([*command, mnt / umask, umask]) for umask in umasks]
+    assert [maker.wait(timeout=60) for maker in makers] == [0] * len(umasks)
+    for umask in umasks:
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in (mnt / umask).iterdir()}
+        assert modes == {0o666 & ~int(umask, 8)}
+
+
+def test_files_are_made_and_removed_at_once_while_directories_come_and_go(mnt: Path, tmp_path: Path) -> None:
+    """More directories are in use than descriptors are kept of, which are closed under those who make files."""
+    script = """
+        import os, sys
+        for number in range(300):
+            folder = f"{sys.argv[1]}/{number}"
+            os.mkdir(folder)
+            for name in "abc":
+                with open(f"{folder}/{name}", "w") as file:
+                    file.write(folder)
+            os.unlink(f"{folder}/a")
+            if number % 2:
+                os.unlink(f"{folder}/b")
+                os.rename(f"{folder}/c", f"{sys.argv[1]}/c{number}")
+                os.rmdir(folder)
+        """
+    for place in "12":
+        (mnt / place).mkdir()
+    makers = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), mnt / place]) for place in "12"]
+    assert [maker.wait(timeout=100) for maker in makers] == [0, 0]
+    for place in "12":
+        assert len(os.listdir(mnt / place)) == 300
+        for number in range(300):
+            kept = mnt / place / (f"c{number}" if number % 2 else f"{number}/c")
+            assert kept.read_text() == str(mnt / place / str(number))
+            assert (tmp_path / "upper" / kept.relative_to(mnt)).is_file()
+            if not number % 2:
+                assert sorted(os.listdir(kept.parent)) == ["b", "c"]
+
+
+def test_a_changed_owner_takes_the_set_id_bits_that_a_plain_filesystem_takes(mnt: Path, tmp_path: Path) -> None:
+    for mode in (0o6755, 0o2644, 0o4600, 0o644):
+        for folder in (mnt, tmp_path / "lower"):
+            path = folder / f"made{mode:o}"
+            path.write_bytes(b"")
+            path.chmod(mode)
+            os.chown(path, 7, 8)
+        made, plain = ((folder / f"made{mode:o}").stat() for folder in (mnt, tmp_path / "lower"))
+        assert (made.st_mode, made.st_uid, made.st_gid) == (plain.st_mode, 7, 8)
+
+
+def test_a_made_file_keeps_the_times_it_is_given_and_the_size_it_is_cut_to(mnt: Path) -> None:
+    path = mnt / "made"
+    path.write_bytes(b"content")
+    os.utime(path, ns=(-1_500_000_000, 1_234_567_891))
+    assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (-1_500_000_000, 1_234_567_891)
+    os.truncate(path, 3)
+    assert path.read_bytes() == b"con"
