@@ -32,7 +32,7 @@ class OutputClosed(Exception):
 
 
 class HungUp(Exception):
-    """The terminal that we join with the container's is gone."""
+    """Our terminal is gone."""
 
 
 def connect(container: Container) -> socket.socket | None:
@@ -236,18 +236,19 @@ class _Session:
 
 
 def _write(fd: int, data: bytes) -> None:
-    """Raises OutputClosed."""
+    """Raises OutputClosed, and HungUp where it was a terminal."""
     while data:
         try:
             data = data[os.write(fd, data) :]
         except BlockingIOError:
             # Whoever shares the descriptor has made it non-blocking.
             select.select([], [fd], [])
-        except OSError as error:
-            if error.errno != errno.EPIPE and not (error.errno == errno.EIO and _is_character_device(fd)):
-                raise
-            # EIO is what a terminal that is gone gives.
+        except BrokenPipeError:
             raise OutputClosed from None
+        except OSError as error:
+            if error.errno != errno.EIO or not _is_character_device(fd):
+                raise
+            raise HungUp from None
 
 
 def _is_character_device(fd: int) -> bool:

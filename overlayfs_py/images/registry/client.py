@@ -6,7 +6,6 @@ Source: the OCI distribution specification; Docker's token authentication.
 from __future__ import annotations
 
 import base64
-import errno
 import fcntl
 import hashlib
 import ipaddress
@@ -231,16 +230,8 @@ class Registry:
     def download(self, wanted: Descriptor, partial: Path, target: Path, moved: Moved) -> None:
         """Get a blob to `target`. What came of it before a failure stays at `partial`, and need not come again.
 
-        Raises ImageError, and OSError for what can't be written; on a full disk nothing stays.
+        Raises ImageError, and OSError for what can't be written.
         """
-        try:
-            self._download(wanted, partial, target, moved)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                partial.unlink(missing_ok=True)
-            raise
-
-    def _download(self, wanted: Descriptor, partial: Path, target: Path, moved: Moved) -> None:
         with _locked_file(partial) as file:
             part = _Part(file)
             attempt = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
@@ -95,19 +96,24 @@ def _manifest(registry: Registry, what: str, platform: str) -> Manifest:
 def _download(store: Store, registry: Registry, session: Path, incoming: Incoming, moved: Moved) -> None:
     """Get the blobs that the store lacks, some at once, to the session's directory."""
     missing = {layer.digest: layer for layer in incoming.manifest.layers if not store.blob(layer.digest).exists()}
-    with _workers(registry) as workers:
-        jobs = {}
-        for digest, layer in missing.items():
-            name = digest.removeprefix("sha256:")
-            partial, target = store.layout.partial / name, session / name
-            jobs[workers.submit(registry.download, layer, partial, target, _checked(moved, workers))] = digest, target
-        try:
+    partials = {digest: store.layout.partial / digest.removeprefix("sha256:") for digest in missing}
+    try:
+        with _workers(registry) as workers:
+            jobs = {}
+            for digest, layer in missing.items():
+                target = session / partials[digest].name
+                job = workers.submit(registry.download, layer, partials[digest], target, _checked(moved, workers))
+                jobs[job] = digest, target
             for job in as_completed(jobs):
                 job.result()
                 digest, target = jobs[job]
                 incoming.blobs[digest] = target
-        except OSError as error:
-            raise ImageError(f"cannot write to the store: {error.strerror}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # They would keep the disk full.
+            for partial in partials.values():
+                partial.unlink(missing_ok=True)
+        raise ImageError(f"cannot write to the store: {error.strerror}") from error
 
 
 @contextmanager
