@@ -68,8 +68,9 @@ def attach(
     with contextlib.ExitStack() as stack:
         if terminal and stdin and os.isatty(0):
             stack.enter_context(_raw(0))
-        connection.sendall(frames.json_frame(frames.HELLO, {"output": True, "stdin": stdin}))
-        return _Session(connection, stdin=0 if stdin else None, terminal=terminal, forward=forward).run()
+        session = _Session(connection, stdin=0 if stdin else None, terminal=terminal, forward=forward)
+        session.send(frames.json_frame(frames.HELLO, {"output": True, "stdin": stdin}))
+        return session.run()
 
 
 @contextlib.contextmanager
@@ -172,12 +173,12 @@ class _Session:
         if not data:
             self._selector.unregister(self._stdin)
             self._stdin = None
-            self._send(frames.frame(frames.END_OF_STDIN))
+            self.send(frames.frame(frames.END_OF_STDIN))
             return
         if self._terminal:
             data = self._without_detach_keys(data)
         if data:
-            self._send(frames.frame(frames.STDIN, data))
+            self.send(frames.frame(frames.STDIN, data))
 
     def _without_detach_keys(self, data: bytes) -> bytes:
         """What to pass on; the first of the two keys waits for what comes next. Raises Detached."""
@@ -202,10 +203,10 @@ class _Session:
         for fd in (1, 0, 2):
             if os.isatty(fd):
                 size = os.get_terminal_size(fd)
-                self._send(frames.frame(frames.WINDOW, frames.WINDOW_SIZE.pack(size.lines, size.columns)))
+                self.send(frames.frame(frames.WINDOW, frames.WINDOW_SIZE.pack(size.lines, size.columns)))
                 return
 
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         self._unsent += data
         self._flush()
 
@@ -219,7 +220,7 @@ class _Session:
             # It reads on when the container does.
             self._selector.modify(self._connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
         except (BrokenPipeError, ConnectionResetError):
-            # Its last words are still to be read.
+            # The container has ended, perhaps before a word was said; its monitor's last words are still to be read.
             self._unsent.clear()
         if not self._unsent:
             self._selector.modify(self._connection, selectors.EVENT_READ)

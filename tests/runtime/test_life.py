@@ -234,7 +234,9 @@ def test_a_full_disk_is_an_error_and_nothing_else(ovl: Ovl) -> None:
     try:
         tight = Ovl(small / "store", ovl.base, ovl.layout)
         tight.run("load", "-i", ovl.layout)
-        words = ("--name", "filler", "-u", "root", "busy", "dd", "if=/dev/zero", "of=/big", "bs=1M")
+        # What fills the disk before it is known to run does not come to run.
+        script = "sleep 1; exec dd if=/dev/zero of=/big bs=1M"
+        words = ("--name", "filler", "-u", "root", "busy", "sh", "-c", script)
         assert b"No space left on device" in tight.run(*RUN, *words, status=1).stderr
         with (small / "rest").open("wb", buffering=0) as rest, pytest.raises(OSError, match="No space left"):
             while True:

@@ -1,11 +1,12 @@
 """Options, names and users, without a container."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from overlayfs_py.runtime import frames, names, users
+from overlayfs_py.runtime import client, frames, names, users
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.spec import (
@@ -108,3 +109,12 @@ def test_a_process_is_known_by_more_than_its_pid() -> None:
     theirs = Process.of(child)
     assert theirs is not None and theirs.wait(10) and not theirs.alive()
     os.waitpid(child, 0)
+
+
+def test_a_client_that_comes_to_the_word_after_the_end_takes_what_was_said(capfd: pytest.CaptureFixture[str]) -> None:
+    ours, monitors = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with monitors:
+            monitors.sendall(frames.frame(frames.STDOUT, b"said\n") + frames.json_frame(frames.ENDED, {"code": 7}))
+        assert client.attach(ours, stdin=False, terminal=False, forward=None) == 7
+    assert capfd.readouterr().out == "said\n"
