@@ -57,7 +57,8 @@ def daemon(base: Path, driver: str = "fuse-overlayfs", *options: str) -> Iterato
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
-            env=os.environ | {"PATH": f"{base}/bin:{os.environ['PATH']}"},
+            # Where a containerd that was slow to answer writes what it was doing.
+            env=os.environ | {"PATH": f"{base}/bin:{os.environ['PATH']}", "TMPDIR": str(base)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -245,22 +246,23 @@ def ctr(*arguments: str) -> int:
 @contextmanager
 def daemon(*command: str, ready: tuple[str, ...] = ("true",), **environment: str) -> Iterator[None]:
     """A daemon that is ended in the end; it is there when the command `ready` succeeds."""
-    process = subprocess.Popen(
-        command,
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while subprocess.run(ready, capture_output=True, timeout=60, check=False).returncode:
-            assert process.poll() is None and time.monotonic() < deadline, f"{command[0]} does not answer"
-            time.sleep(0.05)
-        yield
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+    with tempfile.TemporaryDirectory() as scratch:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"TMPDIR": scratch} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 30
+            while subprocess.run(ready, capture_output=True, timeout=60, check=False).returncode:
+                assert process.poll() is None and time.monotonic() < deadline, f"{command[0]} does not answer"
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
 
 
 def test_without_systemd_containerd_gets_no_unit(settings: None, layers: Layers) -> None:
