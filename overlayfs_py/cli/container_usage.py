@@ -20,9 +20,10 @@ from overlayfs_py.cli.container_base import (
     print_rows,
     store,
 )
+from overlayfs_py.cli.image_base import in_use
 from overlayfs_py.cli.output import format_option, human_size, print_json
-from overlayfs_py.images import Image, ImageError
-from overlayfs_py.runtime import lifecycle, limits, mounting, names, usage, volumes
+from overlayfs_py.images import Image, ImageError, Store
+from overlayfs_py.runtime import lifecycle, limits, names, usage, volumes
 from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.state import Container, Containers
 from overlayfs_py.runtime.times import isoformat
@@ -292,26 +293,22 @@ def system_prune(everything: bool, with_volumes: bool, force: bool) -> None:
         if not status.is_up:
             lifecycle.remove(known, container, force=False, with_volumes=True)
             click.echo(f"container {container.name}")
+    users = in_use(images)
     for image in images.images():
-        if (everything or not image.names) and not in_use(known, image.id):
-            _remove_image(known, image)
+        if (everything or not image.names) and not users(image.id):
+            _remove_image(images, image)
     for name in _prune_volumes(known, everything=True) if with_volumes else ():
         click.echo(f"volume {name}")
 
 
-def _remove_image(known: Containers, image: Image) -> None:
+def _remove_image(images: Store, image: Image) -> None:
     try:
-        store().remove(image, in_use=lambda name: in_use(known, name))
+        images.remove(image, in_use=in_use(images))
     except ImageError as error:
         # A container was made of it meanwhile.
         complain(str(error))
     else:
         click.echo(f"image {image.names[0] if image.names else image.short_id}")
-
-
-def in_use(known: Containers, image: str) -> list[str]:
-    """What uses the image with this ID: containers, and mounts of it."""
-    return known.users_of(image) + [f"the mount on {path}" for path in mounting.mounts_of_image(image)]
 
 
 commands: list[click.Command] = [top, stats, volume, system]

@@ -249,10 +249,6 @@ class Containers:
             raise NoContainerError(word)
         return container
 
-    def users_of(self, image: str) -> list[str]:
-        """The names of the containers made from the image with this ID."""
-        return [container.name for container in self.all() if container.image == image]
-
     def naming(self) -> contextlib.AbstractContextManager[None]:
         """Hold this from the look whether a name is free to its taking."""
         return lock(self.root / "containers.tmp" / "lock", what="names")
