@@ -80,6 +80,15 @@ class Store:
         assert device is not None
         connections_made.add(device.partition(":")[2])
 
+    def prune_to_nothing(self) -> None:
+        """Prune all that is not in use, and see that no container, image, volume, layer or daemon is left."""
+        self.podman("system", "prune", "--all", "--force", "--volumes")
+        for what in ("ps --all", "images --all", "volume ls"):
+            assert self.podman(*what.split(), "--quiet") == ""
+        assert self.left() == []
+        found = subprocess.run(["pgrep", "--full", f"{self.base}/store"], capture_output=True, text=True, check=False)
+        assert found.stdout == ""
+
     def left(self) -> list[str]:
         """Mounts below the store and what an empty store must not have."""
         lines = Path("/proc/self/mountinfo").read_text().splitlines()

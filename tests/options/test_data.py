@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Layers
 from tests.options.conftest import PORTABLE
 from tests.options.rig import mounted, traced
-from tests.support.mounts import our_mount
+from tests.support.mounts import Mount, our_mount
 from tests.support.syscalls import mount, umount
 
 _SYNCS = ("fsync", "fdatasync", "syncfs", "sync", "sync_file_range", "msync")
@@ -185,25 +185,31 @@ def written_sizes(lines: list[str]) -> list[int]:
 # max_write
 
 
+def written_and_read_back(layers: Layers, live: Mount, size: int) -> tuple[bytes, list[int]]:
+    """Data written by one call to a file, and found there; in what pieces the daemon wrote them."""
+    data = os.urandom(size)
+    with traced(live.pid, ["pwrite64"], layers.base / "trace") as seen:
+        with (layers.mnt / "f").open("wb", buffering=0) as file:
+            assert file.write(data) == size
+    with (layers.mnt / "f").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert file.read() == data
+    return data, written_sizes(seen())
+
+
 @pytest.mark.parametrize(("option", "largest"), [("max_write=4096", 4096), ("max_write=70000", 69632)])
 def test_no_write_is_larger_than_max_write(
     layers: Layers, engine: str, over_uring: None, option: str, largest: int
 ) -> None:
     log = layers.base / "log"
-    data = os.urandom(1 << 20)
     with mounted(layers, option, engine, log=log) as live:
-        with traced(live.pid, ["pwrite64"], layers.base / "trace") as seen:
-            with (layers.mnt / "f").open("wb", buffering=0) as file:
-                assert file.write(data) == len(data)
-        with (layers.mnt / "f").open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            assert file.read() == data
+        data, sizes = written_and_read_back(layers, live, 1 << 20)
     warning = "option max_write has no effect in the portable engine"
     if engine == PORTABLE:
         assert warning in log.read_text()
     else:
         assert warning not in log.read_text()
-        assert max(written_sizes(seen())) == largest
+        assert max(sizes) == largest
     assert (layers.upper / "f").read_bytes() == data
 
 
@@ -221,15 +227,9 @@ def many_pages() -> Iterator[None]:
 
 
 def test_writes_grow_to_what_the_machine_allows(layers: Layers, over_uring: None, many_pages: None) -> None:
-    data = os.urandom(8 << 20)
     with mounted(layers, "max_write=4194304", "engine=native") as live:
-        with traced(live.pid, ["pwrite64"], layers.base / "trace") as seen:
-            with (layers.mnt / "f").open("wb", buffering=0) as file:
-                assert file.write(data) == len(data)
-        with (layers.mnt / "f").open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            assert file.read() == data
-    assert max(written_sizes(seen())) == 4 << 20
+        data, sizes = written_and_read_back(layers, live, 8 << 20)
+    assert max(sizes) == 4 << 20
     assert (layers.upper / "f").read_bytes() == data
 
 
