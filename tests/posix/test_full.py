@@ -63,7 +63,7 @@ def empty() -> None:
 
 
 def once_there_is_room(action: Callable[[], object]) -> None:
-    """Do it as soon as the room comes back: when the kernel has told a daemon that the files are closed and forgotten."""
+    """Do it once there is room again: as soon as the daemon has heard that the files are closed and forgotten."""
     deadline = time.monotonic() + 10
     while True:
         try:
