@@ -7,6 +7,8 @@ from setuptools import Extension, setup
 COMPILED = (
     "overlayfs_py/core/nodes.py",
     "overlayfs_py/core/marks.py",
+    "overlayfs_py/core/layers.py",
+    "overlayfs_py/core/merged.py",
 )
 
 # The native engine, which there is only compiled.

@@ -120,7 +120,9 @@ def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> 
                 staged.publish(fs.dir_fd(parent), name)
         finally:
             staged.close()
-    return _new_node(fs, parent, name, st)
+    node = _new_node(fs, parent, name, st)
+    node.markless = True
+    return node
 
 
 def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections import OrderedDict
 from collections.abc import Callable
 
 from overlayfs_py.core.ids import layer_override_key
@@ -184,7 +183,7 @@ class Numbers:
     kernel's xino; where the real number needs those bits, both are mixed. With `bits` 32 they are always folded.
     """
 
-    __slots__ = ("bits", "filesystems", "shift")
+    __slots__ = ("bits", "filesystems", "last_base", "last_dev", "shift")
 
     def __init__(self, layers: list[Layer], *, bits: int) -> None:
         self.filesystems: dict[int, int] = {}
@@ -193,12 +192,20 @@ class Numbers:
         self.bits = bits
         # One bit more than these need, as a layer may hold further filesystems.
         self.shift = bits - (len(self.filesystems) * 2 - 1).bit_length() if len(self.filesystems) > 1 else bits - 1
+        # The filesystem asked for last, and its place where that stands in numbers; nobody has the device 0.
+        self.last_dev = 0
+        self.last_base = 0
 
     def number(self, dev: int, inode: int) -> int:
+        if dev == self.last_dev and inode >> self.shift == 0:
+            return self.last_base | inode
         place = self.filesystems.setdefault(dev, len(self.filesystems))
-        if inode >> self.shift or place >> (self.bits - self.shift):
+        if place >> (self.bits - self.shift):
             return self._mix(place, inode)
-        return place << self.shift | inode
+        self.last_dev, self.last_base = dev, place << self.shift
+        if inode >> self.shift:
+            return self._mix(place, inode)
+        return self.last_base | inode
 
     def split(self, number: int) -> tuple[int, int] | None:
         """The device and the inode number that a number stands for, unless it is a mixed one; None for no device."""
@@ -220,25 +227,39 @@ class DirCache:
     for another directory but one: use two at most, at once.
     """
 
-    __slots__ = ("fds", "holders", "late", "limit")
+    __slots__ = ("fds", "holders", "last", "last_fd", "late", "limit")
 
     def __init__(self, limit: int) -> None:
-        self.fds: OrderedDict[Real, int] = OrderedDict()
+        # The least recently used ones come first.
+        self.fds: dict[Real, int] = {}
         self.limit = max(limit, 4)
+        # The last of them once more: who works in a directory asks for it again and again.
+        self.last: Real | None = None
+        self.last_fd = -1
         # Those who use a descriptor while others go on, and what is to be closed when they are done.
         self.holders = 0
         self.late: list[int] = []
 
     def fd(self, real: Real) -> int:
         """A descriptor of the directory `real`; raises OSError where it is gone or no directory any more."""
+        if real is self.last:
+            return self.last_fd
         if real.parent is None:
             return real.layer.fd
-        fd = self.fds.get(real)
-        if fd is not None:
-            self.fds.move_to_end(real)
-            return fd
+        fd = self.fds.pop(real, -1)
+        if fd < 0:
+            fd = self._open(real)
+        self.fds[real] = fd
+        self.last, self.last_fd = real, fd
+        if len(self.fds) > self.limit:
+            oldest = next(iter(self.fds))
+            self._close(self.fds.pop(oldest))
+        return fd
+
+    def _open(self, real: Real) -> int:
         names = [real.name]
         ancestor = real.parent
+        assert ancestor is not None
         start = -1
         while ancestor.parent is not None:
             start = self.fds.get(ancestor, -1)
@@ -249,15 +270,9 @@ class DirCache:
         if start < 0:
             start = ancestor.layer.fd
         if len(names) == 1:
-            fd = paths.open_dir_at(start, names[0])
-        else:
-            names.reverse()
-            fd = paths.open_beneath(start, b"/".join(names), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-        self.fds[real] = fd
-        if len(self.fds) > self.limit:
-            _, oldest = self.fds.popitem(last=False)
-            self._close(oldest)
-        return fd
+            return paths.open_dir_at(start, names[0])
+        names.reverse()
+        return paths.open_beneath(start, b"/".join(names), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     def hold(self) -> None:
         """Until let_go, close no descriptor: whoever got one uses it while others ask for more."""
@@ -276,11 +291,14 @@ class DirCache:
 
     def drop(self, real: Real) -> None:
         """Close the descriptor of a directory that is about to go."""
+        if real is self.last:
+            self.last = None
         fd = self.fds.pop(real, -1)
         if fd >= 0:
             self._close(fd)
 
     def close(self) -> None:
+        self.last = None
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()

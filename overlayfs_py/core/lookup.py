@@ -80,6 +80,7 @@ def find(fs: Overlay, parent: Node, name: bytes) -> Found | None:
             return _upper_file(fs, parent, upper, st)
     lowers, st = lower_entries(fs, parent.lowers, name, fs.merged.mask(parent, name))
     if st is None:
+        fs.merged.missed(parent)
         return None
     found = Found(st, None, lowers, fs.numbers.number(st.st_dev, st.st_ino))
     if st.st_nlink > 1 and index.covers(fs, stat.S_IFMT(st.st_mode)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -29,39 +28,66 @@ EVERYWHERE = -1
 _LIST_FROM = 8
 _MOST_DIRS = 256
 _MOST_NAMES = 50_000
+# A name that is not there takes a look at the disk's directory, as 30 entries of a listing do.
+_BYTES_A_MISS = 1024
 
 
 class MergedNames:
     """What is known of the lower parts of directories, the least recently used ones dropped first."""
 
-    __slots__ = ("by_node", "count", "enabled", "fs")
+    __slots__ = ("by_node", "count", "enabled", "fs", "last", "last_masks", "patience")
 
     def __init__(self, fs: Overlay) -> None:
         self.fs = fs
-        self.by_node: OrderedDict[Node, Masks] = OrderedDict()
+        # The least recently used ones come first.
+        self.by_node: dict[Node, Masks] = {}
         self.count = 0
+        # The last of them once more: who works in a directory asks for it again and again.
+        self.last: Node | None = None
+        self.last_masks: Masks = {}
+        # How many more names may be looked for in vain before a directory is listed.
+        self.patience: dict[Node, int] = {}
         # With a timeout, changes behind the mount's back are to be seen.
         self.enabled = fs.config.timeout == math.inf
 
     def mask(self, parent: Node, name: bytes) -> int:
         """Which of the lower directories of `parent` to ask for `name`."""
+        if parent is self.last:
+            return self.last_masks.get(name, 0)
         if not self.enabled:
             return EVERYWHERE
-        masks = self.by_node.get(parent)
-        if masks is None:
-            if len(parent.lowers) < _LIST_FROM:
-                return EVERYWHERE
+        masks = self.by_node.pop(parent, None)
+        if masks is not None:
+            self.by_node[parent] = masks
+            self.last, self.last_masks = parent, masks
+        elif len(parent.lowers) >= _LIST_FROM:
             masks = self._list(parent)
-        else:
-            self.by_node.move_to_end(parent)
-        return masks.get(name, 0)
+        return EVERYWHERE if masks is None else masks.get(name, 0)
 
-    def _list(self, parent: Node) -> Masks:
+    def missed(self, parent: Node) -> None:
+        """Note that a name was looked for in vain: after some of them a listing costs less than to go on asking."""
+        if not self.enabled or parent is self.last or parent in self.by_node:
+            return
+        left = self.patience.get(parent)
+        if left is None:
+            if len(self.patience) >= _MOST_DIRS:
+                self.patience.clear()
+            sizes = [os.fstat(self.fs.dirs.fd(real)).st_size for real in parent.lowers]
+            left = 1 + sum(sizes) // _BYTES_A_MISS
+        self.patience[parent] = left - 1
+        if left == 1:
+            self._list(parent)
+
+    def _list(self, parent: Node) -> Masks | None:
+        """List the lower parts of `parent`; None where one may not be read, whose names may be asked for yet."""
         masks: Masks = {}
         for position, real in enumerate(parent.lowers):
-            fd = paths.open_dir_read(self.fs.dirs.fd(real))
             try:
-                note(masks, position, (name for name, _, _ in files.list_dir(fd)))
+                fd = paths.open_dir_read(self.fs.dirs.fd(real))
+            except PermissionError:
+                return None
+            try:
+                note(masks, position, [name for name, _, _ in files.list_dir(fd)])
             finally:
                 os.close(fd)
         self.learn(parent, masks)
@@ -69,17 +95,20 @@ class MergedNames:
 
     def learn(self, parent: Node, masks: Masks) -> None:
         """Remember what a listing of all lower parts of `parent` has shown."""
-        if not self.enabled or len(parent.lowers) < 2 or len(masks) > _MOST_NAMES:
+        if not self.enabled or not parent.lowers or len(masks) > _MOST_NAMES:
             return
         self.drop(parent)
         self.by_node[parent] = masks
+        self.last, self.last_masks = parent, masks
         self.count += len(masks)
         while len(self.by_node) > _MOST_DIRS or self.count > _MOST_NAMES:
-            _, dropped = self.by_node.popitem(last=False)
-            self.count -= len(dropped)
+            self.drop(next(iter(self.by_node)))
 
     def drop(self, parent: Node) -> None:
         """Forget a directory that goes, or whose lower parts are others now."""
+        self.patience.pop(parent, None)
+        if parent is self.last:
+            self.last, self.last_masks = None, {}
         masks = self.by_node.pop(parent, None)
         if masks is not None:
             self.count -= len(masks)

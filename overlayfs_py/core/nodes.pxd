@@ -30,6 +30,7 @@ cdef class Node:
     cdef public unsigned char removed
     cdef public unsigned char indexed
     cdef public unsigned char metacopy
+    cdef public unsigned char markless
 
     cpdef list names(self)
     cpdef bint has_other_name(self, Node parent, bytes name)

@@ -50,6 +50,7 @@ class Node:
         "indexed",
         "kind",
         "lookups",
+        "markless",
         "metacopy",
         "name",
         "nlink",
@@ -87,6 +88,8 @@ class Node:
         # What an engine has told the kernel beside the id, where that could be another object's later; 0: nothing.
         self.generation = 0
         self.metacopy = False
+        # The upper part of a directory is known to hold no name that begins like an AUFS-style mark.
+        self.markless = False
 
     @property
     def lowers(self) -> tuple[Real, ...]:

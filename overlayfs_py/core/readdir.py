@@ -57,7 +57,8 @@ def names(fs: Overlay, node: Node) -> list[bytes]:
     masks: merged.Masks = {}
     for position, real in enumerate(node.lowers):
         merged.note(masks, position, _merge(fs, real, shown, hidden))
-    fs.merged.learn(node, masks)
+    if len(node.lowers) > 1:
+        fs.merged.learn(node, masks)
     return list(shown)
 
 

@@ -283,6 +283,7 @@ def _move_over_then_whiteout(fs: Overlay, old: _Place, new: _Place, whiteout: St
     if len(mark) > lookup.NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), old.name)
     before = os.fstat(dir_fd)
+    old.parent.markless = False
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     os.close(os.open(mark, flags, 0o600, dir_fd=dir_fd))
     try:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from overlayfs_py.core import lookup
+from overlayfs_py.core.nodes import Real
+from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.sys.rename import RENAME_WHITEOUT, renameat2
 from tests.core.conftest import Maker
 from tests.core.rig import Rig
@@ -297,3 +300,43 @@ def test_a_tree_deeper_than_a_path_can_be_is_reached(make: Maker) -> None:
     path = b"/".join([b"n" * 250] * 40 + [b"end"])
     rig.create(path + b"/new", b"deep")
     assert rig.read(path + b"/new") == b"deep"
+
+
+@pytest.mark.parametrize("style", WHITEOUTS)
+def test_what_whiteouts_hide_stays_hidden_once_a_directory_is_known_by_its_listing(make: Maker, style: str) -> None:
+    rig = make(WHITEOUTS[style], (*A_FILE, Node(b"b", data=b"b")))
+    for number in range(100):
+        assert not rig.exists(b"missing%d" % number)
+    assert rig.fs.root in rig.fs.merged.by_node
+    assert not rig.exists(b"a")
+    assert rig.read(b"b") == b"b"
+    rig.create(b"missing7", b"made")
+    assert rig.read(b"missing7") == b"made"
+    assert shown(rig) == {b"b", b"missing7"}
+
+
+def test_names_missing_from_a_directory_known_by_its_listing_are_not_looked_for(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make(A_FILE, A_DIR, upper=None)
+    for number in range(100):
+        assert not rig.exists(b"missing%d" % number)
+    asked: list[bytes] = []
+    entry = lookup.entry
+
+    def asking(fs: Overlay, base: Real, name: bytes) -> object:
+        asked.append(name)
+        return entry(fs, base, name)
+
+    monkeypatch.setattr(lookup, "entry", asking)
+    assert not rig.exists(b"another")
+    assert asked == []
+    assert rig.read(b"a") == b"bottom"
+    assert asked == [b"a"]
+
+
+def test_a_large_directory_is_not_listed_for_a_few_missing_names(make: Maker) -> None:
+    rig = make(tuple(Node(b"name%04d" % number) for number in range(2000)), upper=None)
+    for number in range(10):
+        assert not rig.exists(b"missing%d" % number)
+    assert not rig.fs.merged.by_node

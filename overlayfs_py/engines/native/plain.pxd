@@ -1,6 +1,8 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from overlayfs_py.core.nodes cimport Node, Real
+from overlayfs_py.core.layers cimport DirCache, Numbers
+from overlayfs_py.core.merged cimport MergedNames
+from overlayfs_py.core.nodes cimport Node, NodeTable, Real
 
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -28,8 +30,13 @@ cdef object ABSENT
 
 cdef class Plain:
     cdef object fs
-    cdef object dirs
-    cdef object by_id
+    cdef DirCache dirs
+    cdef NodeTable nodes
+    cdef Numbers numbers
+    cdef MergedNames merged
+    cdef bint follow_redirects
+    # How often a name was looked for in vain in upper directories that may hold AUFS-style marks.
+    cdef dict upper_misses
     cdef bytes prefix
     # Whether attributes are shown as the layers have them.
     cdef bint as_stored
@@ -51,5 +58,6 @@ cdef class Plain:
     cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers)
     cdef tuple _lowers(self, Node parent, bytes name, stat* st)
     cdef bint _ends(self, Real real, int dir_fd) except -1
-    cdef int _ask(self, Real base, bytes name, int* dir_fd, stat* st) except -2
+    cdef int _ask(self, Real base, bytes name, bint markless, int* dir_fd, stat* st) except -2
+    cdef bint _markless(self, Node node) except -1
     cdef bint _may_be_marked(self, int dir_fd, bytes name)

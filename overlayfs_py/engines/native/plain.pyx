@@ -71,6 +71,9 @@ cdef enum:
     LONGEST = 255 - 4  # bytes of a name that has room for `.wh.` before it
     KEYS = 1024  # bytes; whatever lists more is not plain
     LISTING = 32 << 10  # bytes
+    MISSED_DIRS = 256
+    # As of core's merged directories.
+    BYTES_A_MISS = 1024
 
     GONE = 0
     FOUND = 1
@@ -92,7 +95,11 @@ cdef class Plain:
     def __init__(self, fs):
         self.fs = fs
         self.dirs = fs.dirs
-        self.by_id = fs.nodes.by_id
+        self.nodes = fs.nodes
+        self.numbers = fs.numbers
+        self.merged = fs.merged
+        self.follow_redirects = fs.follow_redirects
+        self.upper_misses = {}
         self.prefix = fs.marks.prefix
         self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
         self.for_ever = fs.config.timeout == float("inf")
@@ -115,7 +122,9 @@ cdef class Plain:
             return None
         upper = None
         if parent.upper is not None:
-            answer = self._ask(parent.upper, name, &dir_fd, st)
+            answer = self._ask(parent.upper, name, parent.markless, &dir_fd, st)
+            if answer == GONE and not parent.markless and self._markless(parent):
+                parent.markless = True
             if answer == UNDECIDED:
                 return None
             if answer == FOUND:
@@ -131,6 +140,8 @@ cdef class Plain:
             return None
         if upper is None:
             if not lowers:
+                if parent.below is not None:
+                    self.merged.missed(parent)
                 return ABSENT
             st[0] = below
         elif not lowers or not S_ISDIR(below.st_mode):
@@ -148,12 +159,14 @@ cdef class Plain:
         cdef Py_ssize_t count = lower_count(parent)
         if count == 0:
             return ()
+        mask = self.merged.mask(parent, name)
+        if mask == 0:
+            return ()
         bases = parent.lowers
         found = []
-        mask = self.fs.merged.mask(parent, name) if count > 1 else EVERYWHERE
-        for position in positions(mask, count):
+        for position in range(count) if mask == EVERYWHERE else positions(mask, count):
             base = <Real>bases[position]
-            answer = self._ask(base, name, &dir_fd, &one)
+            answer = self._ask(base, name, False, &dir_fd, &one)
             if answer == UNDECIDED:
                 return None
             if answer == GONE:
@@ -169,7 +182,7 @@ cdef class Plain:
             if not found:
                 st[0] = one
             found.append(real)
-            if position + 1 == count and (base.layer is self.lowest or not self.fs.follow_redirects):
+            if position + 1 == count and (base.layer is self.lowest or not self.follow_redirects):
                 break
             if self._may_be_marked(dir_fd, name) or self._ends(real, dir_fd):
                 return None
@@ -190,13 +203,13 @@ cdef class Plain:
     cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers):
         """The new node of what was found, numbered as `numbered`; None where it may be a known one's other name."""
         cdef Node node
-        number = self.fs.numbers.number(numbered.st_dev, numbered.st_ino)
-        if not S_ISDIR(st.st_mode) and (st.st_nlink > 1 or number in self.by_id):
+        number = self.numbers.number(numbered.st_dev, numbered.st_ino)
+        if not S_ISDIR(st.st_mode) and (st.st_nlink > 1 or number in self.nodes.by_id):
             return None
         node = Node(st.st_mode & FORMAT, parent, name, upper, lowers)
         if upper is not None:
             node.upper_ino = st.st_ino
-        self.fs.nodes.add(node, number)
+        self.nodes.add(node, number)
         if parent.children is None:
             parent.children = {}
         parent.children[name] = node
@@ -316,14 +329,16 @@ cdef class Plain:
             return False
         return list_xattrs(self.dirs.fd(real.parent), real.name, &key, 0) == 0
 
-    cdef int _ask(self, Real base, bytes name, int* dir_fd, stat* st) except -2:
-        """What the directory `base` of one layer has under a name."""
+    cdef int _ask(self, Real base, bytes name, bint markless, int* dir_fd, stat* st) except -2:
+        """What the directory `base` of one layer has under a name; `markless` as that of a node."""
         cdef stat mark
         cdef char hidden[256]
         dir_fd[0] = self.dirs.fd(base)
         if fstatat(dir_fd[0], name, st, AT_SYMLINK_NOFOLLOW) != 0:
             if errno != ENOENT:
                 return UNDECIDED
+            if markless:
+                return GONE
             memcpy(hidden, b".wh.", 4)
             memcpy(hidden + 4, <const char*>name, len(name) + 1)
             if fstatat(dir_fd[0], hidden, &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT:
@@ -334,6 +349,36 @@ cdef class Plain:
         if st.st_size == 0 and S_ISREG(st.st_mode) and self._may_be_marked(dir_fd[0], name):
             return UNDECIDED
         return FOUND
+
+    cdef bint _markless(self, Node node) except -1:
+        """Whether to look for AUFS-style marks in an upper directory no more, where a name was looked for in vain.
+
+        After some of these it is listed once. Marks come in behind the mount's back alone, and by a rename that has no
+        other way, which takes the knowledge back.
+        """
+        cdef stat st
+        cdef int dir_fd
+        cdef int fd
+        if not self.for_ever or node.pinned >= 0:
+            return False
+        left = self.upper_misses.get(node)
+        if left is None:
+            if fstat(self.dirs.fd(node.upper), &st) != 0:
+                return False
+            if len(self.upper_misses) >= MISSED_DIRS:
+                self.upper_misses.clear()
+            left = 1 + st.st_size // BYTES_A_MISS
+        self.upper_misses[node] = left - 1
+        if left != 1:
+            return False
+        dir_fd = self.dirs.fd(node.upper)
+        fd = openat(dir_fd, b".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0:
+            return False
+        try:
+            return holds_no_marks(fd)
+        finally:
+            close(fd)
 
     cdef bint _may_be_marked(self, int dir_fd, bytes name):
         """Whether one of the overlay's xattrs is on an object, or can't be told not to be."""
@@ -381,6 +426,24 @@ cdef list plain_names(int fd):
                 if strncmp(one.d_name, b".wh.", 4) == 0:
                     return None
             found.append(<bytes>one.d_name)
+
+
+cdef bint holds_no_marks(int fd):
+    """Whether the directory open at `fd` can be read, and no name in it begins like an AUFS-style mark."""
+    cdef char buffer[LISTING]
+    cdef dirent64* one
+    cdef Py_ssize_t length
+    cdef Py_ssize_t at
+    while True:
+        length = getdents64(fd, buffer, LISTING)
+        if length <= 0:
+            return length == 0
+        at = 0
+        while at < length:
+            one = <dirent64*>(buffer + at)
+            at += one.d_reclen
+            if strncmp(one.d_name, b".wh.", 4) == 0:
+                return False
 
 
 cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size):
