@@ -5,9 +5,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from overlayfs_py.core.nodes cimport Node
+from overlayfs_py.engines.native.ahead cimport Prepared
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry_at, put_plain_entry
-from overlayfs_py.engines.native.plain cimport ABSENT
+from overlayfs_py.engines.native.plain cimport ABSENT, record
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
 
@@ -17,6 +18,9 @@ from overlayfs_py.engines.native.listing import Listing
 from overlayfs_py.engines.native.session import nothing
 
 _UNKNOWN_INO = 0xFFFFFFFF
+
+cdef enum:
+    DIRECTORY = 0o040000
 
 
 cdef Py_ssize_t do_opendir(Session s, Request r) except -2:
@@ -29,10 +33,12 @@ cdef Py_ssize_t do_opendir(Session s, Request r) except -2:
 
 
 cdef object listing_of(Session s, Request r, Node node, uint64_t offset):
+    cdef Prepared prepared
     listing = s.listings.get(r.nodeid)
     if listing is None or offset == 0:
-        names = s.plain.names(node)
-        listing = Listing(core_readdir.names(s.fs, node) if names is None else names)
+        prepared = s.ahead.visit(node)
+        names = prepared.names() if prepared is not None else s.plain.names(node)
+        listing = Listing(core_readdir.names(s.fs, node) if names is None else names, prepared)
         s.listings.put(r.nodeid, listing)
     return listing
 
@@ -54,17 +60,26 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     cdef Node node = s.node(r.nodeid)
     cdef Node child
     cdef stat_t own
+    cdef record* ahead
+    cdef Prepared prepared
+    directories = []
     if offset < 1:
         used += put_dirent(s, r.out, room, node, None, b".", 1, plus, False)
     if offset < 2:
         used += put_dirent(s, r.out + used, room - used, node.parent or node, None, b"..", 2, plus, False)
     listing = listing_of(s, r, node, offset)
+    prepared = listing.prepared
     for index in range(listing.after(offset), len(listing.entries)):
         position, name = listing.entries[index]
         if name in listing.removed:
             continue
         try:
-            found = s.plain.entry(node, name, &own)
+            ahead = prepared.find(name) if prepared is not None else NULL
+            found = s.plain.prepared(node, name, ahead)
+            if found is not None:
+                own = ahead.st
+            else:
+                found = s.plain.entry(node, name, &own)
             if found is ABSENT:
                 continue
             if found is not None:
@@ -87,6 +102,8 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
             if added:
                 put_plain_entry(s, <protocol.entry_out*>(r.out + used), child, &own)
                 child.lookups += 1
+                if child.kind == DIRECTORY:
+                    directories.append(child)
         else:
             added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
         if added == 0 or not plus:
@@ -95,6 +112,8 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
         if added == 0:
             break
         used += added
+    if directories and offset < 3:
+        s.ahead.expect(directories)
     return used
 
 

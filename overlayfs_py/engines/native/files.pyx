@@ -4,7 +4,7 @@
 import errno
 import os
 
-from libc.errno cimport errno as c_errno
+from libc.errno cimport ENOTTY, errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close, pread, pwrite
@@ -259,8 +259,10 @@ cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
             raise OSError(errno.EIO, "a value cut short")
         with s.lock:
             return s.run(r, OPERATIONS["set_flags"](s.fs, s.node(r.nodeid), op.cmd, r.data[: op.in_size]), put_ioctl)
-    # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer.
-    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+    # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer. Whatever Python opens it asks
+    # for a terminal's settings, so this is no place for an exception.
+    r.error = ENOTTY
+    return 0
 
 
 def put_ioctl(Session session, Request request, value):

@@ -22,10 +22,12 @@ def position_of(name: bytes) -> int:
 class Listing:
     """The names of one directory, by position."""
 
-    __slots__ = ("entries", "removed")
+    __slots__ = ("entries", "prepared", "removed")
 
-    def __init__(self, names: Iterable[bytes]) -> None:
-        self.entries = sorted((position_of(name), name) for name in names)
+    def __init__(self, names: Iterable[bytes], prepared: object = None) -> None:
+        """`prepared`: what was read ahead of the entries."""
+        self.entries = sorted([(position_of(name), name) for name in names])
+        self.prepared = prepared
         # Taking a name out would move all behind it; it is passed over instead.
         self.removed: set[bytes] = set()
 

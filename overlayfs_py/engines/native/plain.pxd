@@ -23,6 +23,37 @@ cdef extern from "<sys/stat.h>" nogil:
         timespec st_atim
         timespec st_mtim
         timespec st_ctim
+    int fstatat(int dir_fd, const char* path, stat* st, int flags)
+
+cdef extern from "<fcntl.h>" nogil:
+    int AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY
+    int openat(int dir_fd, const char* path, int flags)
+
+cdef extern from "<dirent.h>" nogil:
+    struct dirent64:
+        unsigned short d_reclen
+        unsigned char d_type
+        char* d_name
+    Py_ssize_t getdents64(int fd, void* entries, size_t size)
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* haystack, size_t length, const void* needle, size_t needle_length)
+
+cdef enum:
+    KEYS = 1024  # bytes; whatever lists more is not plain
+    LISTING = 32 << 10  # bytes
+
+    DT_UNKNOWN = 0
+    DT_CHR = 2
+
+# What was read of an entry of a directory ahead of the question.
+cdef struct record:
+    stat st
+    unsigned short length
+    # Whether it may have one of the overlay's xattrs.
+    unsigned char marked
+
+cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size) noexcept nogil
 
 
 cdef object ABSENT
@@ -47,6 +78,7 @@ cdef class Plain:
     cdef object lowest
 
     cdef object entry(self, Node parent, bytes name, stat* st)
+    cdef Node prepared(self, Node parent, bytes name, record* found)
     cdef list names(self, Node node)
     cdef bint attributes(self, Node node, stat* st) except -1
     cdef int open(self, Node node) except? -1

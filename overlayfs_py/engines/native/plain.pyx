@@ -16,7 +16,6 @@ from overlayfs_py.core.merged import EVERYWHERE, positions
 
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, stat* st)
-    int fstatat(int dir_fd, const char* path, stat* st, int flags)
     bint S_ISDIR(uint32_t mode)
     bint S_ISREG(uint32_t mode)
     bint S_ISCHR(uint32_t mode)
@@ -31,23 +30,12 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int STATX_BTIME
 
 cdef extern from "<fcntl.h>" nogil:
-    int AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY
-    int openat(int dir_fd, const char* path, int flags)
-
-cdef extern from "<dirent.h>" nogil:
-    struct dirent64:
-        unsigned short d_reclen
-        unsigned char d_type
-        char* d_name
-    Py_ssize_t getdents64(int fd, void* entries, size_t size)
+    int AT_EMPTY_PATH, O_NOCTTY, O_NONBLOCK
 
 cdef extern from "<sys/xattr.h>" nogil:
     Py_ssize_t llistxattr(const char* path, char* list, size_t size)
     Py_ssize_t lgetxattr(const char* path, const char* name, void* value, size_t size)
     Py_ssize_t fgetxattr(int fd, const char* name, void* value, size_t size)
-
-cdef extern from "<string.h>" nogil:
-    void* memmem(const void* haystack, size_t length, const void* needle, size_t needle_length)
 
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
@@ -69,8 +57,6 @@ cdef enum:
     SYS_GETXATTRAT = 464
     SYS_LISTXATTRAT = 465
     LONGEST = 255 - 4  # bytes of a name that has room for `.wh.` before it
-    KEYS = 1024  # bytes; whatever lists more is not plain
-    LISTING = 32 << 10  # bytes
     MISSED_DIRS = 256
     # As of core's merged directories.
     BYTES_A_MISS = 1024
@@ -78,9 +64,6 @@ cdef enum:
     GONE = 0
     FOUND = 1
     UNDECIDED = -1
-
-    DT_UNKNOWN = 0
-    DT_CHR = 2
 
 
 ABSENT = object()
@@ -215,6 +198,24 @@ cdef class Plain:
         parent.children[name] = node
         self.shown(node, st)
         return node
+
+    cdef Node prepared(self, Node parent, bytes name, record* found):
+        """As entry, of what was read ahead; None where a look is needed all the same."""
+        cdef Real base
+        if (
+            found is NULL
+            or found.marked
+            or parent.upper is not None
+            or type(parent.below) is not Real
+            or parent.removed
+            or len(name) > LONGEST
+            or (parent.children is not None and name in parent.children)
+        ):
+            return None
+        base = <Real>parent.below
+        if S_ISDIR(found.st.st_mode) and base.layer is not self.lowest and self.follow_redirects:
+            return None
+        return self._new(parent, name, &found.st, &found.st, None, (Real(base.layer, base, name),))
 
     cdef list names(self, Node node):
         """All names in a directory of one layer; None where other layers, whiteouts or marks have a part in it."""
@@ -446,13 +447,13 @@ cdef bint holds_no_marks(int fd):
                 return False
 
 
-cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size):
+cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size) noexcept nogil:
     global has_at_calls
     cdef char path[320]
     cdef Py_ssize_t length
     if has_at_calls:
         length = syscall(SYS_LISTXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, keys, size)
-        if length >= 0 or errno not in (ENOSYS, EPERM):
+        if length >= 0 or (errno != ENOSYS and errno != EPERM):
             return length
         has_at_calls = False
     snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", dir_fd, name)

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from overlayfs_py.engines.native.ahead cimport Ahead
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
@@ -73,6 +74,7 @@ cdef class Session:
     cdef object running
     cdef object listings
     cdef Plain plain
+    cdef Ahead ahead
     cdef Direct direct
     cdef Generations generations
     cdef readonly Pruning pruning

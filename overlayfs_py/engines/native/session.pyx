@@ -9,6 +9,7 @@ files, directories, connection.
 """
 
 import errno
+import functools
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ import threading
 from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.ahead cimport Ahead
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
@@ -141,6 +143,7 @@ cdef class Session:
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
+        self.ahead = Ahead(self.plain, functools.partial(_run_on, self.processors))
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
@@ -273,6 +276,7 @@ cdef class Session:
 
     def close(self):
         """Wait for what is under way; the connection is gone."""
+        self.ahead.close()
         if self.pool is not None:
             self.pool.shutdown(wait=True)
 

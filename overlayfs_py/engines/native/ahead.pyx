@@ -1,0 +1,315 @@
+# cython: language_level=3, annotation_typing=False
+"""Directories read ahead of whoever walks a tree, by a thread of their own that needs no interpreter.
+
+A walk asks for one directory after the other, and who serves it is idle while the walker looks at what it got. Most
+walkers go down first, in the order of the listing. So, once that has come true a few times, the directories that come
+next are listed, and their entries looked at, before they are asked for; what was found is kept for that one question.
+It is only of directories that are one lower layer's alone, which don't change while they are mounted. Whatever goes
+wrong, or needs a decision, is left to the usual way.
+"""
+
+import threading
+
+from libc.errno cimport EOPNOTSUPP, errno
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, strlen, strncmp
+from posix.unistd cimport close
+
+from overlayfs_py.core.nodes cimport Node, Real
+from overlayfs_py.engines.native.plain cimport (
+    AT_SYMLINK_NOFOLLOW, DT_CHR, DT_UNKNOWN, KEYS, LISTING, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, Plain,
+    dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
+)
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_cond_init(pthread_cond_t* condition, void* attributes)
+    int pthread_cond_destroy(pthread_cond_t* condition)
+    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
+    int pthread_cond_broadcast(pthread_cond_t* condition)
+
+cdef enum:
+    DIRECTORY = 0o040000
+
+    # What a slot holds: nothing, a directory to read, one that is being read, one that has been.
+    FREE = 0
+    QUEUED = 1
+    RUNNING = 2
+    DONE = 3
+
+    MOST_BYTES = 256 << 10  # of one directory; a larger one is read when it is asked for
+    MOST_EXPECTED = 512  # directories
+    # How often an expectation has to come true before anything is read on its account.
+    ENOUGH = 2
+    MOST_HITS = 8
+
+
+cdef class Prepared:
+    """The entries of one directory, with their attributes."""
+
+    def __dealloc__(self):
+        free(self.memory)
+
+    cdef list names(self):
+        return list(self.places)
+
+    cdef record* find(self, bytes name):
+        """What was found of `name`; NULL where that is nothing."""
+        place = self.places.get(name)
+        return NULL if place is None else <record*>(self.memory + <size_t>place)
+
+
+cdef class Ahead:
+    """The directories expected next. All but the thread's own work is called with the session's lock held."""
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.mutex, NULL)
+        pthread_cond_init(&self.changed, NULL)
+
+    def __init__(self, Plain plain, start):
+        """`start` is called by the thread that reads, before anything else."""
+        self.plain = plain
+        self.start = start
+        self.prefix, self.prefix_length = plain.prefix, len(plain.prefix)
+        # The ids of directories that a walk has yet to enter, the next one last.
+        self.expected = {}
+        self.reals = [None] * SLOTS
+        for one in range(SLOTS):
+            self.slots[one].fd = -1
+
+    def __dealloc__(self):
+        for one in range(SLOTS):
+            free(self.slots[one].memory)
+        pthread_cond_destroy(&self.changed)
+        pthread_mutex_destroy(&self.mutex)
+
+    cdef Prepared visit(self, Node node):
+        """Note that a directory is being listed; what has been read of it already, or None."""
+        cdef Prepared found = None
+        if not self.plain.for_ever:
+            return None
+        if self.expected.pop(node.id, None) is None:
+            self.hits //= 2
+        elif self.hits < MOST_HITS:
+            self.hits += 1
+        if self.thread is not None and self._is_plain(node):
+            found = self._take(<Real>node.below)
+        if self.hits >= ENOUGH:
+            self._read_next()
+        return found
+
+    cdef expect(self, list directories):
+        """Expect these directories to be listed next, in this order."""
+        cdef Node node
+        if not self.plain.for_ever:
+            return
+        for node in reversed(directories):
+            self.expected.pop(node.id, None)
+            self.expected[node.id] = node.id
+        while len(self.expected) > MOST_EXPECTED:
+            del self.expected[next(iter(self.expected))]
+        if self.hits >= ENOUGH:
+            self._read_next()
+
+    cdef bint _is_plain(self, Node node):
+        return (
+            node.kind == DIRECTORY
+            and node.upper is None
+            and type(node.below) is Real
+            and not node.removed
+            and self.plain.as_stored
+        )
+
+    cdef _read_next(self):
+        """See that the directories expected next are being read, the very next one first."""
+        cdef Node node
+        cdef list wanted = []
+        for node_id in reversed(self.expected):
+            node = self.plain.nodes.by_id.get(node_id)
+            if node is not None and self._is_plain(node) and (<Real>node.below).parent is not None:
+                wanted.append(node)
+            if len(wanted) == SLOTS // 2:
+                break
+        for node in reversed(wanted):
+            self._queue(node)
+
+    cdef _queue(self, Node node):
+        cdef int fd, one
+        cdef int oldest = -1
+        cdef Real real = <Real>node.below
+        pthread_mutex_lock(&self.mutex)
+        self.stamp += 1
+        for one in range(SLOTS):
+            if self.reals[one] is real:
+                self.slots[one].stamp = self.stamp
+                oldest = -1
+                break
+            if self.slots[one].state != RUNNING and (oldest < 0 or self.slots[one].stamp < self.slots[oldest].stamp):
+                oldest = one
+        pthread_mutex_unlock(&self.mutex)
+        if oldest < 0:
+            return
+        fd = openat(
+            self.plain.dirs.fd(real.parent), real.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC
+        )
+        if fd < 0:
+            # whoever asks for it will be told
+            return
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+            self.thread.start()
+        pthread_mutex_lock(&self.mutex)
+        if self.slots[oldest].state == RUNNING:
+            # taken up meanwhile
+            pthread_mutex_unlock(&self.mutex)
+            close(fd)
+            return
+        if self.slots[oldest].fd >= 0:
+            close(self.slots[oldest].fd)
+        self.reals[oldest] = real
+        self.slots[oldest].fd = fd
+        self.slots[oldest].stamp = self.stamp
+        self.slots[oldest].state = QUEUED
+        pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef Prepared _take(self, Real real):
+        """What has been read of a directory; one that is being read is waited for, one that is not is left."""
+        cdef Prepared found
+        cdef slot* one = NULL
+        cdef size_t at = 0
+        cdef record* entry
+        cdef bint done
+        for index in range(SLOTS):
+            if self.reals[index] is real:
+                one = &self.slots[index]
+                self.reals[index] = None
+                break
+        if one is NULL:
+            return None
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            while one.state == RUNNING:
+                pthread_cond_wait(&self.changed, &self.mutex)
+            done = one.state == DONE
+            one.state = FREE
+            pthread_mutex_unlock(&self.mutex)
+        # A slot is the thread's own only from when it is queued until it is done.
+        if one.fd >= 0:
+            close(one.fd)
+            one.fd = -1
+        if not done or one.memory is NULL:
+            return None
+        found = Prepared()
+        found.memory, found.places = one.memory, {}
+        one.memory = NULL
+        while at < one.used:
+            entry = <record*>(found.memory + at)
+            found.places[(found.memory + at + sizeof(record))[: entry.length]] = at
+            at += room_of(entry.length)
+        return found
+
+    def _run(self):
+        """Read what is queued, the newest first, until the end."""
+        cdef int one, newest
+        self.start()
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            while not self.ended:
+                newest = -1
+                for one in range(SLOTS):
+                    if self.slots[one].state == QUEUED and (newest < 0 or self.slots[one].stamp > self.slots[newest].stamp):
+                        newest = one
+                if newest < 0:
+                    pthread_cond_wait(&self.changed, &self.mutex)
+                    continue
+                self.slots[newest].state = RUNNING
+                pthread_mutex_unlock(&self.mutex)
+                self._fill(&self.slots[newest])
+                pthread_mutex_lock(&self.mutex)
+                self.slots[newest].state = DONE
+                pthread_cond_broadcast(&self.changed)
+            pthread_mutex_unlock(&self.mutex)
+
+    cdef void _fill(self, slot* one) noexcept nogil:
+        """Read a directory into a slot; what can't be read, or holds what needs a decision, leaves it without memory."""
+        cdef char buffer[LISTING]
+        cdef dirent64* name
+        cdef Py_ssize_t length
+        cdef Py_ssize_t at
+        one.used = 0
+        length = getdents64(one.fd, buffer, LISTING)
+        while length > 0:
+            at = 0
+            while at < length:
+                name = <dirent64*>(buffer + at)
+                at += name.d_reclen
+                if name.d_name[0] == c"." and (
+                    name.d_name[1] == 0 or (name.d_name[1] == c"." and name.d_name[2] == 0)
+                ):
+                    continue
+                if not self._note(one, name):
+                    length = -1
+                    break
+            if length > 0:
+                length = getdents64(one.fd, buffer, LISTING)
+        if length < 0:
+            free(one.memory)
+            one.memory = NULL
+        close(one.fd)
+        one.fd = -1
+
+    cdef bint _note(self, slot* one, dirent64* name) noexcept nogil:
+        """Keep one entry; False where that can't be done."""
+        cdef char keys[KEYS]
+        cdef char* memory
+        cdef record* entry
+        cdef Py_ssize_t listed
+        cdef size_t length = strlen(name.d_name)
+        if name.d_type == DT_CHR or name.d_type == DT_UNKNOWN or strncmp(name.d_name, b".wh.", 4) == 0:
+            return False
+        if one.used + room_of(length) > MOST_BYTES:
+            return False
+        memory = <char*>realloc(one.memory, grown(one.used + room_of(length)))
+        if memory is NULL:
+            return False
+        one.memory = memory
+        entry = <record*>(memory + one.used)
+        if fstatat(one.fd, name.d_name, &entry.st, AT_SYMLINK_NOFOLLOW) != 0:
+            return False
+        listed = list_xattrs(one.fd, name.d_name, keys, KEYS)
+        if listed < 0:
+            entry.marked = errno != EOPNOTSUPP
+        else:
+            entry.marked = listed > 0 and memmem(keys, listed, self.prefix, self.prefix_length) != NULL
+        entry.length = <unsigned short>length
+        memcpy(memory + one.used + sizeof(record), name.d_name, length)
+        one.used += room_of(length)
+        return True
+
+    def close(self):
+        """End the thread, and let go of what it has read."""
+        if self.thread is not None:
+            pthread_mutex_lock(&self.mutex)
+            self.ended = True
+            pthread_cond_broadcast(&self.changed)
+            pthread_mutex_unlock(&self.mutex)
+            self.thread.join()
+            self.thread = None
+        for one in range(SLOTS):
+            if self.slots[one].fd >= 0:
+                close(self.slots[one].fd)
+                self.slots[one].fd = -1
+
+
+cdef inline size_t room_of(size_t length) noexcept nogil:
+    """The bytes of an entry with a name of `length`."""
+    return (sizeof(record) + length + 7) & ~<size_t>7
+
+
+cdef inline size_t grown(size_t needed) noexcept nogil:
+    """The room to have for `needed` bytes: realloc takes no time where it stays the same."""
+    return (needed + 4095) & ~<size_t>4095
