@@ -14,6 +14,7 @@ from overlayfs_py.sys import credentials
 
 DEVICE = "/dev/fuse"
 URING_SWITCH = "/sys/module/fuse/parameters/enable_uring"
+HALT_POLLING = "/sys/module/haltpoll/parameters/guest_halt_poll_ns"
 
 OLDEST = (5, 4)
 """The first Linux whose FUSE protocol, 7.31, the native engine can speak."""
@@ -96,6 +97,14 @@ def obstacle_to_rings(error: OSError) -> str:
     if error.errno == errno.ENOSYS:
         return "the kernel has no io_uring, or hides it from this process"
     return f"the kernel makes no ring: {error.strerror}"
+
+
+def halt_polling() -> int | None:
+    """How long an idle processor of this virtual machine looks for work before it halts, in nanoseconds.
+
+    None without the driver that does so (Documentation/virt/guest-halt-polling.rst).
+    """
+    return _number(HALT_POLLING)
 
 
 def obstacle_to_device() -> str | None:

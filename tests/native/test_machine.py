@@ -14,8 +14,10 @@ from typing import Final
 
 import pytest
 
+from overlayfs_py.cli.doctor import examine
 from overlayfs_py.config import parse_options
 from overlayfs_py.core.overlay import Overlay
+from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.session import Session
 from overlayfs_py.engines.native.uring import Ring
 from tests.conftest import Checkout, Layers
@@ -314,6 +316,25 @@ def test_the_command_that_the_doctor_gives_for_rings_turns_them_on(layers: Layer
         assert said["result"] == "a mount would work: the native engine over io_uring"
         with our_mount(layers.mnt, [layers.lower]) as live:
             assert rings(live.pid) == processors()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "advised"),
+    [(0, "halt at once", True), (50_000, "wait 50 µs", True), (200_000, "wait 200 µs", False)],
+)
+def test_the_doctor_tells_whether_idle_processors_halt_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: int, said: str, advised: bool
+) -> None:
+    knob = tmp_path / "guest_halt_poll_ns"
+    knob.write_text(f"{setting}\n")
+    monkeypatch.setattr(machine, "HALT_POLLING", os.fspath(knob))
+    lines = examine()[0].splitlines()
+    (number,) = [number for number, line in enumerate(lines) if line.startswith("idle processors")]
+    assert lines[number][16:].startswith(said)
+    advice = lines[number + 1].partition("-> ")[2]
+    assert (advice == f"echo 200000 > {knob}") == advised
+    knob.unlink()
+    assert "idle processors" not in examine()[0]
 
 
 def test_the_doctor_sees_that_rings_are_forbidden() -> None:
