@@ -229,8 +229,7 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
     if pending is not None:
         # Whether it has run says nothing: the operation that began it may not have committed it yet.
         yield pending
-        if pending.error is not None:
-            raise pending.error
+        _raise_of_another(pending)
         return False
     work = fs.writable()
     lower = node.lowers[0]
@@ -272,7 +271,7 @@ def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> S
     try:
 
         def run() -> None:
-            copying.copy_data(source, target, size)
+            copying.copy_data(source, target, size, 0, job.unwanted)
             if fs.sync:
                 os.fsync(target)
 
@@ -286,6 +285,12 @@ def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> S
             del fs.copying[node]
     finally:
         os.close(source)
+
+
+def _raise_of_another(job: Job) -> None:
+    """Raise what a job of another operation raised, unless that one was killed: then the work is begun anew."""
+    if job.error is not None and job.error.errno != errno.EINTR:
+        raise job.error
 
 
 def _await(job: Job) -> Steps[None]:
@@ -343,8 +348,7 @@ def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
     if pending is not None:
         # Whether it has run says nothing: the operation that began it may not have committed it yet.
         yield pending
-        if pending.error is not None:
-            raise pending.error
+        _raise_of_another(pending)
         return False
     with objects.reached(fs, node) as fd:
         st = os.fstat(fd)
