@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import index, lookup, objects, owners
+from overlayfs_py.core import index, lookup, nameless, objects, owners
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Job, Steps
@@ -305,7 +305,7 @@ def _place(fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_res
     if node.removed:
         # No name leads to it any more; it lives as long as it is referred to.
         node.upper_ino = os.fstat(staged.fd).st_ino
-        node.pinned = staged.detach()
+        nameless.keep_staged(fs, node, staged)
         node.metacopy = metacopy
         fs.files.drop(node)
         return

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import acl, copyup, index, lookup, marks, objects, owners
+from overlayfs_py.core import acl, copyup, index, lookup, marks, nameless, objects, owners
 from overlayfs_py.core.files import File
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Caller, Steps
@@ -165,11 +165,11 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     if node.indexed:
         node.nlink += 1
     node.add_name(parent, name)
-    if node.pinned >= 0:
+    if node.pinned >= 0 or nameless.named_in_work(fs, node):
         assert parent.upper is not None
         node.upper = Real(parent.upper.layer, parent.upper, name)
-        os.close(node.pinned)
-        node.pinned = -1
+        nameless.let_go(fs, node)
+        nameless.let_go_of_name(fs, upper)
     return node
 
 
@@ -183,7 +183,7 @@ def tmpfile(fs: Overlay, caller: Caller, parent: Node, mode: int) -> Node:
         assert parent.upper is not None
         node = Node(stat.S_IFREG, parent, b"", Real(parent.upper.layer, parent.upper, b""), ())
         node.removed = True
-        node.pinned = staged.detach()
+        nameless.keep_staged(fs, node, staged)
     finally:
         staged.close()
     node.upper_ino = st.st_ino

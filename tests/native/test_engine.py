@@ -158,3 +158,30 @@ def test_a_made_file_keeps_the_times_it_is_given_and_the_size_it_is_cut_to(mnt: 
     assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (-1_500_000_000, 1_234_567_891)
     os.truncate(path, 3)
     assert path.read_bytes() == b"con"
+
+
+def test_any_number_of_files_removed_while_open_takes_few_descriptors(tmp_path: Path, uring: str) -> None:
+    for name in ("lower", "upper", "work", "mnt"):
+        (tmp_path / name).mkdir()
+    mnt = tmp_path / "mnt"
+    files: list[tuple[int, bytes]] = []
+    options = f"engine=native,uring={uring}"
+    try:
+        with our_mount(mnt, [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", options) as live:
+            try:
+                for number in range(1500):
+                    files.append((os.open(mnt / f"f{number}", os.O_RDWR | os.O_CREAT), b"%d" % number))
+                    os.write(*files[-1])
+                for number in range(1500):
+                    os.unlink(mnt / f"f{number}")
+                assert len(os.listdir(f"/proc/{live.pid}/fd")) <= 1024
+                for fd, data in files:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    assert os.pread(fd, 10, 0) == data
+                    assert os.fstat(fd).st_nlink == 0
+                assert len(os.listdir(f"/proc/{live.pid}/fd")) <= 1024
+            finally:
+                for fd, _ in files:
+                    os.close(fd)
+    finally:
+        assert os.listdir(tmp_path / "work" / "work") == []
