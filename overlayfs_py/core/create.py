@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 
+_MADE_BY_MKNOD = frozenset((stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK))
+
 
 def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> tuple[Node, File]:
     """Make a regular file and open it for reading and writing; EEXIST where the name is taken."""
@@ -62,8 +64,10 @@ def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) ->
 def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rdev: int) -> Node:
     """Make a file, FIFO, socket or device. A whiteout device can't be made through the mount: EPERM, as in the kernel.
 
-    Raises EEXIST where the name is taken.
+    Raises EEXIST where the name is taken, EINVAL where `mode` has another type, or none.
     """
+    if stat.S_IFMT(mode) not in _MADE_BY_MKNOD:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
     if stat.S_ISCHR(mode) and rdev == marks.WHITEOUT_DEVICE:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     over_whiteout = _make_room(fs, parent, name)
@@ -260,7 +264,7 @@ def _finish(
     access = None
     if default is None:
         if not stat.S_ISLNK(mode):
-            mode &= ~caller.umask
+            mode &= ~stat.S_IMODE(caller.umask)
     else:
         permissions, access = acl.inherit(default, mode & 0o777)
         mode = mode & ~0o777 | permissions

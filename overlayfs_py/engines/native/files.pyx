@@ -243,8 +243,7 @@ cdef Py_ssize_t put_open(Session s, char* at, Node node, uint32_t flags) except 
 cdef Py_ssize_t do_release(Session s, Request r) except -2:
     cdef uint64_t handle = (<protocol.release_in*>r.op).fh
     # 0 is that of a file which O_TMPFILE made where the kernel doesn't ask for opening.
-    if handle:
-        s.through.release(r.nodeid, handle)
+    if handle and s.through.release(r.nodeid, handle):
         OPERATIONS["release"](s.fs, core_files.File(s.node(r.nodeid)))
     return 0
 
