@@ -73,8 +73,9 @@ class Overlay:
         self.work: Work | None = None
         self.index: Layer | None = None
         self.copying: dict[Node, Job] = {}
-        # An eighth is left for what is open besides: layers, rings, and what requests use for themselves.
-        eighth = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) // 8
+        # An eighth is left for what is open besides the layers: rings, and what requests use for themselves.
+        most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        eighth = max(0, most - len(config.lowerdirs) - len(config.datadirs)) // 8
         self.dirs = DirCache(max(_LEAST_SHARE, 3 * eighth))
         self.files = FileCache(self, max(_LEAST_SHARE, 2 * eighth))
         # Nodes kept by a descriptor, and where the others are that have no name.

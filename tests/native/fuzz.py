@@ -203,7 +203,7 @@ def mount_options(choices: Choices) -> dict[str, Any]:
     for name, value in (
         *(("timeout", 1.5), ("noxattrs", True), ("noacl", True), ("allow_root", True), ("default_permissions", True)),
         *(("metacopy", True), ("squash_uid", 5), ("xattr_permissions", 2), ("static_nlink", True)),
-        *(("nfs_export", True), ("request_timeout", 9)),
+        *(("nfs_export", True), ("request_timeout", 9), ("readdirplus", "auto")),
     ):
         if choices.number(8) == 0:
             options[name] = value

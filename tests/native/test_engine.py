@@ -185,3 +185,21 @@ def test_any_number_of_files_removed_while_open_takes_few_descriptors(tmp_path: 
                     os.close(fd)
     finally:
         assert os.listdir(tmp_path / "work" / "work") == []
+
+
+def test_listings_are_whole_whoever_decides_whether_they_carry_attributes(tmp_path: Path, uring: str) -> None:
+    sizes = {f"{number:04}{'n' * 200}": number for number in range(1500)}
+    for name in ("lower", "lower/d", "upper", "upper/d", "work", "mnt"):
+        (tmp_path / name).mkdir()
+    for name, size in sizes.items():
+        (tmp_path / ("upper" if size % 3 else "lower") / "d" / name).write_bytes(bytes(size))
+    options = f"engine=native,uring={uring},readdirplus=auto"
+    with our_mount(tmp_path / "mnt", [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", options):
+        directory = tmp_path / "mnt" / "d"
+        # By name alone, then with attributes while they are listed, then of what is cached.
+        for _ in range(2):
+            assert sorted(os.listdir(directory)) == sorted(sizes)
+            with os.scandir(directory) as entries:
+                assert {entry.name: entry.stat().st_size for entry in entries} == sizes
+        os.unlink(directory / min(sizes))
+        assert len(os.listdir(directory)) == len(sizes) - 1
