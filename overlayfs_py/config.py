@@ -91,6 +91,8 @@ class MountConfig(NamedTuple):
     """FUSE over io_uring in the native engine; on: turn the kernel's switch on, too, and mount only with it."""
     io: Literal["cached", "passthrough"] = "cached"
     """What serves file data; passthrough: the kernel, from the layers' own files, where their data stays what it is."""
+    readdirplus: Literal["on", "auto"] = "on"
+    """Whether listings carry attributes always, or where the kernel expects them to be asked for; the native engine."""
     max_nodes: int = 0
     """Objects that the daemon keeps in memory, beyond which the kernel is asked to forget some; 0: no bound."""
     security_label: bool = False
@@ -566,6 +568,11 @@ OPTIONS: dict[str, Option] = {
         "=cached|passthrough",
         "the page cache of file data: the mount's (default) or the layers'",
         _choice("io", "io", {b"cached": "cached", b"passthrough": "passthrough"}),
+    ),
+    "readdirplus": Option(
+        "=on|auto",
+        "attributes with every listing (default), or as the kernel sees fit",
+        _choice("readdirplus", "readdirplus", {b"on": "on", b"auto": "auto"}),
     ),
     "fsname": Option("=NAME", "the source shown in the table of mounts", _fsname),
     "allow_other": Option("", "let all users in (default for root)", _constant("allow_other", True)),

@@ -234,6 +234,7 @@ def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Calla
         ("request_timeout", config.request_timeout > 0),
         ("max_nodes", config.max_nodes > 0),
         ("security_label", config.security_label),
+        ("readdirplus", config.readdirplus != "on"),
     ):
         if given:
             log.warning("option %s has no effect in the portable engine; ignored", option)

@@ -250,6 +250,8 @@ def test_ro_makes_a_mount_with_an_upper_read_only() -> None:
         ("engine=native", "engine", "native"),
         ("io=cached", "io", "cached"),
         ("io=passthrough", "io", "passthrough"),
+        ("readdirplus=auto", "readdirplus", "auto"),
+        ("readdirplus=on", "readdirplus", "on"),
         ("uring=on", "uring", "on"),
         ("uring=off", "uring", "off"),
         ("allow_other", "allow_other", True),
@@ -268,7 +270,7 @@ def test_option_sets_its_field(option: str, field: str, value: object) -> None:
         "timeout=nan", "timeout=soon", "timeout", "squash_to_uid=-1", "squash_to_uid=root", "squash_to_gid=4294967295",
         "uidmapping=0:1", "uidmapping=a:b:c", "gidmapping=0:1:-1", "uidmapping=0:5:2:1:9:1", "uidmapping=0:5:2:7:6:1",
         "max_write=1", "max_write=lots", "writeback=2", "userxattr=on", "volatile=1", "upperdir=", "workdir",
-        "lowerdir+=", "datadir+=", "engine=fast", "uring=maybe", "nfs_export=maybe", "verity=on",
+        "lowerdir+=", "datadir+=", "engine=fast", "uring=maybe", "readdirplus=", "nfs_export=maybe", "verity=on",
         "verity=require", "remount", "ro=1",
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import index, lookup, objects, owners
+from overlayfs_py.core import index, lookup, nameless, objects, owners
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Job, Steps
@@ -229,8 +229,7 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
     if pending is not None:
         # Whether it has run says nothing: the operation that began it may not have committed it yet.
         yield pending
-        if pending.error is not None:
-            raise pending.error
+        _raise_of_another(pending)
         return False
     work = fs.writable()
     lower = node.lowers[0]
@@ -272,7 +271,7 @@ def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> S
     try:
 
         def run() -> None:
-            copying.copy_data(source, target, size)
+            copying.copy_data(source, target, size, 0, job.unwanted)
             if fs.sync:
                 os.fsync(target)
 
@@ -288,6 +287,12 @@ def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> S
         os.close(source)
 
 
+def _raise_of_another(job: Job) -> None:
+    """Raise what a job of another operation raised, unless that one was killed: then the work is begun anew."""
+    if job.error is not None and job.error.errno != errno.EINTR:
+        raise job.error
+
+
 def _await(job: Job) -> Steps[None]:
     if not job.finished:
         yield job
@@ -300,7 +305,7 @@ def _place(fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_res
     if node.removed:
         # No name leads to it any more; it lives as long as it is referred to.
         node.upper_ino = os.fstat(staged.fd).st_ino
-        node.pinned = staged.detach()
+        nameless.keep_staged(fs, node, staged)
         node.metacopy = metacopy
         fs.files.drop(node)
         return
@@ -343,8 +348,7 @@ def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
     if pending is not None:
         # Whether it has run says nothing: the operation that began it may not have committed it yet.
         yield pending
-        if pending.error is not None:
-            raise pending.error
+        _raise_of_another(pending)
         return False
     with objects.reached(fs, node) as fd:
         st = os.fstat(fd)

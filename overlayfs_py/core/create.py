@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import acl, copyup, index, lookup, marks, objects, owners
+from overlayfs_py.core import acl, copyup, index, lookup, marks, nameless, objects, owners
 from overlayfs_py.core.files import File
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Caller, Steps
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
+
+_MADE_BY_MKNOD = frozenset((stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK))
 
 
 def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> tuple[Node, File]:
@@ -62,8 +64,10 @@ def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) ->
 def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rdev: int) -> Node:
     """Make a file, FIFO, socket or device. A whiteout device can't be made through the mount: EPERM, as in the kernel.
 
-    Raises EEXIST where the name is taken.
+    Raises EEXIST where the name is taken, EINVAL where `mode` has another type, or none.
     """
+    if stat.S_IFMT(mode) not in _MADE_BY_MKNOD:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
     if stat.S_ISCHR(mode) and rdev == marks.WHITEOUT_DEVICE:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     over_whiteout = _make_room(fs, parent, name)
@@ -167,11 +171,11 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     if node.indexed:
         node.nlink += 1
     node.add_name(parent, name)
-    if node.pinned >= 0:
+    if node.pinned >= 0 or nameless.named_in_work(fs, node):
         assert parent.upper is not None
         node.upper = Real(parent.upper.layer, parent.upper, name)
-        os.close(node.pinned)
-        node.pinned = -1
+        nameless.let_go(fs, node)
+        nameless.let_go_of_name(fs, upper)
     return node
 
 
@@ -185,7 +189,7 @@ def tmpfile(fs: Overlay, caller: Caller, parent: Node, mode: int) -> Node:
         assert parent.upper is not None
         node = Node(stat.S_IFREG, parent, b"", Real(parent.upper.layer, parent.upper, b""), ())
         node.removed = True
-        node.pinned = staged.detach()
+        nameless.keep_staged(fs, node, staged)
     finally:
         staged.close()
     node.upper_ino = st.st_ino
@@ -262,7 +266,7 @@ def _finish(
     access = None
     if default is None:
         if not stat.S_ISLNK(mode):
-            mode &= ~caller.umask
+            mode &= ~stat.S_IMODE(caller.umask)
     else:
         permissions, access = acl.inherit(default, mode & 0o777)
         mode = mode & ~0o777 | permissions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
+_PIECE = 64 << 20  # bytes copied before a look whether that is still wanted
 
 
 class File:
@@ -243,7 +245,20 @@ def copy_range(
 
     def run() -> None:
         nonlocal copied
-        copied = os.copy_file_range(reading.fd, writing.fd, length, source_offset, target_offset)
+        while copied < length:
+            if job.unwanted():
+                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+            at, to = source_offset + copied, target_offset + copied
+            try:
+                count = os.copy_file_range(reading.fd, writing.fd, min(length - copied, _PIECE), at, to)
+            except OSError:
+                if copied:
+                    # What was copied before counts, as with write(2); the next call meets the error again.
+                    return
+                raise
+            if count == 0:
+                return
+            copied += count
 
     job = Job(run)
     if min(length, os.fstat(reading.fd).st_size - source_offset) <= copyup.IN_PLACE_BYTES:

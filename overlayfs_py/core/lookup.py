@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayfs_py.core import index, marks
+from overlayfs_py.core import index, marks, nameless
 from overlayfs_py.core.merged import EVERYWHERE, positions
 from overlayfs_py.core.nodes import Node, Real
 
@@ -382,10 +382,10 @@ def node_for(fs: Overlay, parent: Node, name: bytes, found: Found) -> Node:
         known = fs.nodes.by_id.get(found.number)
         if known is not None and _same_object(fs, known, kind, upper_ino, found):
             known.add_name(parent, name)
-            if known.pinned >= 0 and found.upper is not None:
-                known.upper = found.upper
-                os.close(known.pinned)
-                known.pinned = -1
+            if found.upper is not None and (known.pinned >= 0 or nameless.named_in_work(fs, known)):
+                before, known.upper = known.upper, found.upper
+                nameless.let_go(fs, known)
+                nameless.let_go_of_name(fs, before)
             return known
     node = Node(kind, parent, name, found.upper, found.lowers)
     node.upper_ino = upper_ino
@@ -441,9 +441,8 @@ def release(fs: Overlay, node: Node) -> None:
     fs.nodes.discard(node)
     fs.files.drop(node)
     fs.merged.drop(node)
-    if node.pinned >= 0:
-        os.close(node.pinned)
-        node.pinned = -1
+    nameless.let_go(fs, node)
+    nameless.let_go_of_name(fs, node.upper)
     if node.kind == stat.S_IFDIR:
         for real in (node.upper, *node.lowers):
             if real is not None:

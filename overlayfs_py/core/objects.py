@@ -91,7 +91,10 @@ def attr(fs: Overlay, node: Node, st: os.stat_result | None = None) -> Attr:
             nlink = 0
     elif node.removed:
         # The name is gone from the mount, though a lower layer keeps it, or the index.
-        nlink = node.nlink if node.indexed else nlink if node.pinned >= 0 and node.upper_ino else 0
+        if node.indexed:
+            nlink = node.nlink
+        elif node.pinned < 0 or not node.upper_ino:
+            nlink = nlink - 1 if fs.nameless is not None and real_of(node).layer is fs.nameless else 0
     elif node.indexed:
         nlink = node.nlink
     if node.metacopy or (len(node.lowers) > 1 and node.kind == stat.S_IFREG):

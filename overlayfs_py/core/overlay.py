@@ -9,7 +9,7 @@ import resource
 import stat
 
 from overlayfs_py.config import MountConfig
-from overlayfs_py.core import ids, index
+from overlayfs_py.core import ids, index, nameless
 from overlayfs_py.core.export import Reopened
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
@@ -24,8 +24,8 @@ from overlayfs_py.sys import credentials, paths, xattrs
 
 log = logging.getLogger(__name__)
 
-_MINIMUM_CACHE = 16
-_MAXIMUM_CACHE = 512
+_MOST_DESCRIPTORS = 1024
+_LEAST_SHARE = 16
 _REOPENED = 4096
 
 
@@ -49,9 +49,12 @@ class Overlay:
         "marks",
         "merged",
         "metacopy",
+        "most_pins",
+        "nameless",
         "nodes",
         "numbers",
         "origins",
+        "pins",
         "reopened",
         "root",
         "sync",
@@ -70,9 +73,15 @@ class Overlay:
         self.work: Work | None = None
         self.index: Layer | None = None
         self.copying: dict[Node, Job] = {}
-        share = max(_MINIMUM_CACHE, min(_MAXIMUM_CACHE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
-        self.dirs = DirCache(share)
-        self.files = FileCache(self, share)
+        # An eighth is left for what is open besides the layers: rings, and what requests use for themselves.
+        most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        eighth = max(0, most - len(config.lowerdirs) - len(config.datadirs)) // 8
+        self.dirs = DirCache(max(_LEAST_SHARE, 3 * eighth))
+        self.files = FileCache(self, max(_LEAST_SHARE, 2 * eighth))
+        # Nodes kept by a descriptor, and where the others are that have no name.
+        self.pins = 0
+        self.most_pins = max(_LEAST_SHARE, 2 * eighth)
+        self.nameless: Layer | None = None
         self.merged = MergedNames(self)
         self.reopened = Reopened(_REOPENED)
         try:
@@ -200,9 +209,11 @@ class Overlay:
         self.dirs.close()
         if hasattr(self, "nodes"):
             for node in self.nodes.by_id.values():
-                if node.pinned >= 0:
-                    os.close(node.pinned)
-                    node.pinned = -1
+                nameless.let_go(self, node)
+                nameless.let_go_of_name(self, node.upper)
+        if self.nameless is not None:
+            self.nameless.close()
+            self.nameless = None
         if self.work is not None:
             self.work.close()
             self.work = None

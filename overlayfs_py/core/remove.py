@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import copyup, index, lookup, objects, owners, readdir
+from overlayfs_py.core import copyup, index, lookup, nameless, objects, owners, readdir
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
@@ -66,19 +66,18 @@ def _remove(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
     if whiteout:
         copyup.copy_up_dirs(fs, parent)
     present = parent.upper is not None and is_in_upper(fs, parent, name)
-    pinned = pin(fs, node, parent, name)
+    kept = keep(fs, node, parent, name, moves=present)
     try:
         if whiteout:
-            _put_whiteout(fs, node, parent, name, present=present)
+            _put_whiteout(fs, node, parent, name, present=present, kept_name=kept.name)
         elif present and node.kind == stat.S_IFDIR:
-            _remove_upper_dir(fs, node, parent, name)
+            _remove_upper_dir(fs, node, parent, name, kept_name=kept.name)
         elif present:
             os.unlink(name, dir_fd=fs.dir_fd(parent))
     except OSError:
-        if pinned >= 0:
-            os.close(pinned)
+        nameless.undo(fs, kept)
         raise
-    after_removal(fs, node, parent, name, pinned)
+    after_removal(fs, node, parent, name, kept.fd, kept.name)
 
 
 def is_in_upper(fs: Overlay, parent: Node, name: bytes) -> bool:
@@ -90,7 +89,9 @@ def is_in_upper(fs: Overlay, parent: Node, name: bytes) -> bool:
     return True
 
 
-def _put_whiteout(fs: Overlay, node: Node, parent: Node, name: bytes, *, present: bool) -> None:
+def _put_whiteout(
+    fs: Overlay, node: Node, parent: Node, name: bytes, *, present: bool, kept_name: bytes | None
+) -> None:
     work = fs.writable()
     dir_fd = fs.dir_fd(parent)
     if not present and work.whiteouts == "device":
@@ -100,6 +101,8 @@ def _put_whiteout(fs: Overlay, node: Node, parent: Node, name: bytes, *, present
     try:
         if present and node.kind == stat.S_IFDIR:
             staged.exchange(fs.dir_fd(parent), name, RENAME_EXCHANGE)
+            if kept_name is not None:
+                staged.publish(work.fd, kept_name)
         else:
             staged.publish(fs.dir_fd(parent), name, replace=present)
     finally:
@@ -124,9 +127,12 @@ def allow_xattr_whiteouts(fs: Overlay, parent: Node) -> None:
     fs.upper.xattr_whiteouts = True
 
 
-def _remove_upper_dir(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
+def _remove_upper_dir(fs: Overlay, node: Node, parent: Node, name: bytes, *, kept_name: bytes | None) -> None:
     """Remove a directory that shows nothing; whiteouts may still be in it, so it goes out of sight first."""
     dir_fd = fs.dir_fd(parent)
+    if kept_name is not None:
+        renameat2(dir_fd, name, fs.writable().fd, kept_name, RENAME_NOREPLACE)
+        return
     try:
         os.rmdir(name, dir_fd=dir_fd)
         return
@@ -170,31 +176,33 @@ def clear_empty(fs: Overlay, node: Node) -> None:
     copyup.restore_times(fs, parent, before)
 
 
-def pin(fs: Overlay, node: Node, parent: Node, name: bytes) -> int:
-    """A descriptor that keeps the object of the upper layer reachable when `name`, its last one, goes; -1 if none is
-    needed."""
+def keep(fs: Overlay, node: Node, parent: Node, name: bytes, *, moves: bool = False) -> nameless.Kept:
+    """What keeps the object of the upper layer reachable when `name`, its last one, goes; nothing if nothing has to."""
     if node.upper is None or node.pinned >= 0 or not (node.lookups or node.opens):
-        return -1
+        return nameless.Kept()
     if node.has_other_name(parent, name):
-        return -1
+        return nameless.Kept()
     if node.indexed and node.nlink > 1:
-        return -1
-    return objects.open_path(fs, node.upper)
+        return nameless.Kept()
+    return nameless.keep(fs, node, moves=moves)
 
 
-def after_removal(fs: Overlay, node: Node, parent: Node, name: bytes, pinned: int) -> None:
-    """Tell memory that `name` no longer leads to `node`; `pinned` is what pin() gave."""
+def after_removal(
+    fs: Overlay, node: Node, parent: Node, name: bytes, kept_fd: int, kept_name: bytes | None = None
+) -> None:
+    """Tell memory that `name` no longer leads to `node`, which is kept as keep() said."""
     node.drop_name(parent, name)
     if node.indexed:
         node.nlink -= 1
         index.drop_if_unused(fs, node)
-    if pinned >= 0:
-        node.pinned = pinned
+    before = node.upper
+    if kept_fd >= 0 or kept_name is not None:
+        nameless.take(fs, node, nameless.Kept(kept_fd, kept_name))
     elif node.upper is not None and not node.indexed and not node.removed:
         assert node.parent is not None and node.parent.upper is not None
         node.upper = Real(node.parent.upper.layer, node.parent.upper, node.name)
     if node.kind == stat.S_IFDIR:
-        for real in (node.upper, *node.lowers):
+        for real in (before, *node.lowers):
             if real is not None:
                 fs.dirs.drop(real)
     if not node.lookups and not node.opens and node.removed:

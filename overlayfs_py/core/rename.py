@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from overlayfs_py.core import copyup, lookup, marks, objects, readdir, remove
+from overlayfs_py.core import copyup, lookup, marks, nameless, objects, readdir, remove
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
 from overlayfs_py.core.work import Staged
@@ -210,7 +210,7 @@ def _move(fs: Overlay, old: _Place, new: _Place, *, whiteout: bool) -> None:
         _empty_for_replacement(fs, replaced, new)
     in_upper = remove.is_in_upper(fs, new.parent, new.name)
     swap_whiteout = in_upper and replaced is None and old.node.kind == stat.S_IFDIR
-    pinned = -1 if replaced is None else remove.pin(fs, replaced, new.parent, new.name)
+    kept = nameless.Kept() if replaced is None else remove.keep(fs, replaced, new.parent, new.name)
     try:
         if swap_whiteout:
             # A directory can't replace a whiteout by a plain rename; exchanged, it is where it may be needed.
@@ -227,11 +227,10 @@ def _move(fs: Overlay, old: _Place, new: _Place, *, whiteout: bool) -> None:
         else:
             _move_then_whiteout(fs, old, new, in_upper=in_upper)
     except OSError:
-        if pinned >= 0:
-            os.close(pinned)
+        nameless.undo(fs, kept)
         raise
     if replaced is not None:
-        remove.after_removal(fs, replaced, new.parent, new.name, pinned)
+        remove.after_removal(fs, replaced, new.parent, new.name, kept.fd, kept.name)
     _moved(fs, old.node, old, new)
 
 

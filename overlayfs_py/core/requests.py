@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
@@ -64,14 +66,18 @@ class Job:
     The engine calls `run` with no lock held and sends the operation on when it has returned, or throws into it what
     it raised. Several operations may hand out one job: it is run once, the one that handed it out first goes on first,
     as the outcome is its to commit, and the others after that.
+
+    The engine may put into `unwanted` what tells whether the one that handed it out has been killed: work that takes
+    long looks there between its pieces, and ends with EINTR.
     """
 
-    __slots__ = ("error", "finished", "run")
+    __slots__ = ("error", "finished", "run", "unwanted")
 
     def __init__(self, run: Callable[[], None]) -> None:
         self.run = run
         self.finished = False
         self.error: OSError | None = None
+        self.unwanted: Callable[[], bool] = _never
 
     def execute(self) -> None:
         """Run once and keep the outcome; raises nothing but what is no OSError."""
@@ -79,7 +85,13 @@ class Job:
             self.run()
         except OSError as error:
             self.error = error
+        except MemoryError:
+            self.error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         self.finished = True
+
+
+def _never() -> bool:
+    return False
 
 
 Steps = Generator[Job, None, Result]

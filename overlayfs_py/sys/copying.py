@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 
 _FICLONE = 0x40049409
 _RANGE_CHUNK = 8 << 20
@@ -31,18 +32,23 @@ _CLONE_IMPOSSIBLE = frozenset(
 _RANGE_IMPOSSIBLE = frozenset((errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY, errno.EPERM))
 
 
-def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0) -> None:
+def _never() -> bool:
+    return False
+
+
+def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0, unwanted: Callable[[], bool] = _never) -> None:
     """Copy the bytes from `offset` up to `size` to the same place of dst_fd, keeping holes.
 
     dst_fd must hold nothing but holes from `offset` on; it ends with exactly `size` bytes. The file position of both
     descriptors is undefined afterwards. Blocks for as long as the data takes.
-    Raises EIO if the source ends before `size`. Source: ioctl_ficlone(2), lseek(2), copy_file_range(2).
+    Raises EIO if the source ends before `size`, and EINTR once `unwanted`, asked after some mebibytes each, says so.
+    Source: ioctl_ficlone(2), lseek(2), copy_file_range(2).
     """
     if offset == 0 and size > 0 and os.fstat(src_fd).st_size == size and _clone(src_fd, dst_fd):
         if os.fstat(dst_fd).st_size < size:
             raise _short_source()
     else:
-        _copy_segments(src_fd, dst_fd, offset, size)
+        _copy_segments(src_fd, dst_fd, offset, size, unwanted)
     if os.fstat(dst_fd).st_size != size:
         os.ftruncate(dst_fd, size)
 
@@ -57,14 +63,14 @@ def _clone(src_fd: int, dst_fd: int) -> bool:
     return True
 
 
-def _copy_segments(src_fd: int, dst_fd: int, pos: int, end: int) -> None:
+def _copy_segments(src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool]) -> None:
     in_kernel = True
     while pos < end:
         start, stop = _next_data(src_fd, pos, end)
         if in_kernel:
-            start, in_kernel = _copy_range(src_fd, dst_fd, start, stop)
+            start, in_kernel = _copy_range(src_fd, dst_fd, start, stop, unwanted)
         if start < stop:
-            _copy_by_hand(src_fd, dst_fd, start, stop)
+            _copy_by_hand(src_fd, dst_fd, start, stop, unwanted)
         pos = stop
 
 
@@ -89,9 +95,10 @@ def _next_data(src_fd: int, pos: int, end: int) -> tuple[int, int]:
     return start, min(stop, end) if stop > start else end
 
 
-def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int) -> tuple[int, bool]:
+def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool]) -> tuple[int, bool]:
     """Copy [pos, end) in the kernel; the position reached and whether the kernel can go on."""
     while pos < end:
+        _go_on(unwanted)
         try:
             count = os.copy_file_range(src_fd, dst_fd, min(end - pos, _RANGE_CHUNK), pos, pos)
         except OSError as error:
@@ -105,9 +112,10 @@ def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int) -> tuple[int, bool
     return pos, True
 
 
-def _copy_by_hand(src_fd: int, dst_fd: int, pos: int, end: int) -> None:
+def _copy_by_hand(src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool]) -> None:
     buffer = memoryview(bytearray(min(end - pos, _READ_CHUNK)))
     while pos < end:
+        _go_on(unwanted)
         count = os.preadv(src_fd, [buffer[: min(end - pos, _READ_CHUNK)]], pos)
         if count == 0:
             raise _short_source()
@@ -115,6 +123,11 @@ def _copy_by_hand(src_fd: int, dst_fd: int, pos: int, end: int) -> None:
         while done < count:
             done += os.pwrite(dst_fd, buffer[done:count], pos + done)
         pos += count
+
+
+def _go_on(unwanted: Callable[[], bool]) -> None:
+    if unwanted():
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
 
 def _short_source() -> OSError:

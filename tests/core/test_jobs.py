@@ -274,6 +274,48 @@ def test_all_that_wait_for_a_copy_that_fails_are_told(make: Maker, monkeypatch: 
 
 
 @pytest.mark.parametrize("metacopy", [False, True])
+def test_a_copy_up_whose_caller_was_killed_ends_and_those_who_wait_begin_it_anew(make: Maker, metacopy: bool) -> None:
+    rig = make(LOWER, metacopy=metacopy)
+    if metacopy:
+        rig.change(b"d/big", mode=0o600)
+    first, second = start_write(rig, b"d/big"), start_write(rig, b"d/big")
+    assert first.job is not None
+    first.job.unwanted = lambda: True
+    with pytest.raises(InterruptedError):
+        first.finish()
+    clean(make, rig)
+    rig.call("write", second.finish(), 0, b"W")
+    for _ in make.now_and_again(rig):
+        assert rig.read(b"d/big") == b"W" + DATA[1:]
+    clean(make, rig)
+
+
+def test_a_copy_of_a_range_whose_caller_was_killed_ends(make: Maker) -> None:
+    rig = make(LOWER)
+    rig.create(b"target")
+    copying_range = Started(rig, "copy_file_range", rig.node(b"d/big"), 0, rig.node(b"target"), 0, len(DATA))
+    assert copying_range.job is not None
+    copying_range.job.unwanted = lambda: True
+    with pytest.raises(InterruptedError):
+        copying_range.finish()
+    assert rig.read(b"target") == b""
+
+
+def test_a_copy_that_there_is_no_memory_for_fails_alone(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make(LOWER)
+
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copying, "copy_data", no_memory)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            start_write(rig, b"d/big").finish()
+    clean(make, rig)
+    rig.call("write", start_write(rig, b"d/big").finish(), 0, b"W")
+
+
+@pytest.mark.parametrize("metacopy", [False, True])
 def test_an_operation_given_up_leaves_nothing(make: Maker, metacopy: bool) -> None:
     rig = make(LOWER, metacopy=metacopy)
     if metacopy:

@@ -4,9 +4,11 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from overlayfs_py.core.requests import Caller
 from tests.core.conftest import Maker
 from tests.core.rig import Rig
 from tests.support.trees import Node
@@ -113,6 +115,107 @@ def test_a_removed_file_lives_until_it_is_forgotten_and_leaves_no_descriptor(
     rig.forget(node)
     assert node.id not in rig.fs.nodes.by_id
     assert descriptors() <= before
+
+
+def remove_all(rig: Rig, paths: list[bytes]) -> None:
+    for path in paths:
+        rig.unlink(path)
+
+
+def replace_all(rig: Rig, paths: list[bytes]) -> None:
+    for path in paths:
+        rig.create(b"other", b"other")
+        rig.rename(b"other", path)
+
+
+@pytest.mark.parametrize("options", [{}, {"index": False}, {"metacopy": True}])
+@pytest.mark.parametrize("lose", [remove_all, replace_all])
+def test_more_open_files_can_lose_their_names_than_there_are_descriptors(
+    make: Maker, few_descriptors: None, lose: Callable[[Rig, list[bytes]], None], options: dict[str, Any]
+) -> None:
+    linked = tuple(Node(b"l%03d" % number, kind="link", data=MANY[number].path) for number in range(20))
+    rig = make((*MANY[:200], *linked), **options)
+    paths = [node.path for node in MANY[:200]]
+    for number in range(100):
+        rig.write(paths[number], b"W")
+        if options.get("metacopy"):
+            rig.change(paths[100 + number], mode=0o600)
+    paths += [b"new%d" % number for number in range(100)]
+    for path in paths[200:]:
+        rig.create(path, b"new")
+    shown = [rig.read(path) for path in paths]
+    files = [rig.open(path) for path in paths]
+    lose(rig, paths)
+    for number, (file, data) in enumerate(zip(files, shown, strict=True)):
+        # Without an index the names of a lower object part when it is copied up.
+        left = 1 if number < 20 and options.get("index", True) else 0
+        assert rig.call("getattr", file.node).nlink == left, paths[number]
+        assert rig.read_file(file) == data
+        rig.call("setxattr", file.node, b"user.k", b"v")
+        writing = rig.call("open", file.node, os.O_RDWR)
+        rig.call("write", writing, len(data), b"more")
+        rig.call("release", writing)
+        assert rig.read_file(file) == data + b"more"
+        assert rig.call("getxattr", file.node, b"user.k") == b"v"
+    assert len(os.listdir(make.layers.work / "work")) > 100
+    for file in files[::2]:
+        rig.call("release", file)
+        rig.forget(file.node)
+    for file in files[1::2]:
+        assert rig.read_file(file)[-4:] == b"more"
+    rig.fs.close()
+    assert os.listdir(make.layers.work / "work") == []
+
+
+def test_more_directories_can_be_removed_while_open_than_there_are_descriptors(
+    make: Maker, few_descriptors: None
+) -> None:
+    rig = make(tuple(Node(b"low%d/f" % number) for number in range(50)))
+    paths = [b"low%d" % number for number in range(50)]
+    for path in paths:
+        rig.unlink(path + b"/f")
+    for number in range(50):
+        paths.append(b"new%d" % number)
+        rig.mkdir(paths[-1])
+    nodes = [rig.node(path) for path in paths]
+    for path in paths:
+        rig.rmdir(path)
+    for node in nodes:
+        assert rig.call("getattr", node).nlink == 0
+        opened = rig.call("opendir", node)
+        assert rig.call("readdir", opened, 0) == []
+        rig.call("releasedir", opened)
+        rig.call("setxattr", node, b"user.k", b"v")
+    assert len(os.listdir(make.layers.work / "work")) > 20
+    for path in paths[::2]:
+        rig.mkdir(path)
+    for node in nodes:
+        rig.forget(node)
+    assert os.listdir(make.layers.work / "work") == []
+    for _ in make.now_and_again(rig):
+        assert rig.names() == set(paths[::2])
+        assert rig.names(b"low0") == set()
+
+
+def test_more_files_can_be_made_without_a_name_than_there_are_descriptors(make: Maker, few_descriptors: None) -> None:
+    rig = make(())
+    caller = Caller(0, 0, 1, 0)
+    nodes = [rig.call("tmpfile", caller, rig.fs.root, 0o600) for _ in range(100)]
+    for number, node in enumerate(nodes):
+        file = rig.call("open", node, os.O_RDWR)
+        rig.call("write", file, 0, b"%d" % number)
+        assert rig.call("getattr", node).nlink == 0
+        rig.call("release", file)
+        if number % 2:
+            rig.call("link", node, rig.fs.root, b"f%d" % number)
+            assert rig.call("getattr", node).nlink == 1
+    for node in nodes[::2]:
+        rig.forget(node)
+    assert os.listdir(make.layers.work / "work") == []
+    for _ in make.now_and_again(rig):
+        for number in range(1, 100, 2):
+            assert rig.read(b"f%d" % number) == b"%d" % number
+            assert rig.attr(b"f%d" % number).nlink == 1
 
 
 def test_a_replaced_file_lives_until_it_is_forgotten(make: Maker, descriptors: Callable[[], int]) -> None:

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from overlayfs_py.config import MS_NOATIME
 from tests.native import messages, wire
 from tests.native.messages import Message
 from tests.native.wire import UNANSWERED, Wire, WrongAnswer, served
@@ -141,8 +142,7 @@ class Fuzzer:
         try:
             messages.lay_out(base)
             before = _tree(base / "lower")
-            options = {"max_write": choices.pick((4096, 65536, None)), "security_label": choices.number(2) == 0}
-            with served(base, **options) as client:
+            with served(base, flags2=choices.pick((1, 0xFFFFFFFF)), **mount_options(choices)) as client:
                 seeds = messages.valid(client)
                 nodes = sorted({message.node for message in seeds})
                 for _ in range(_MOST_REQUESTS):
@@ -189,6 +189,25 @@ class Fuzzer:
                 wire.entries(answer.body, plus=message.opcode == wire.READDIRPLUS)
             elif wire.SIZES.get(message.opcode) in (128, 144) and answer.error == 0:
                 nodes.append(struct.unpack_from("=Q", answer.body)[0])
+
+
+def mount_options(choices: Choices) -> dict[str, Any]:
+    """Those of MountConfig that choose how requests are served."""
+    options: dict[str, Any] = {
+        "max_write": choices.pick((4096, 65536, None)),
+        "security_label": choices.number(2) == 0,
+        # What mounts have by default, and what every second input is served with.
+        "mount_flags": choices.pick((MS_NOATIME, 0)),
+        "io": choices.pick(("cached", "cached", "passthrough")),
+    }
+    for name, value in (
+        *(("timeout", 1.5), ("noxattrs", True), ("noacl", True), ("allow_root", True), ("default_permissions", True)),
+        *(("metacopy", True), ("squash_uid", 5), ("xattr_permissions", 2), ("static_nlink", True)),
+        *(("nfs_export", True), ("request_timeout", 9), ("readdirplus", "auto")),
+    ):
+        if choices.number(8) == 0:
+            options[name] = value
+    return options
 
 
 def mutated(choices: Choices, message: Message, nodes: list[int]) -> Message:

@@ -158,3 +158,48 @@ def test_a_made_file_keeps_the_times_it_is_given_and_the_size_it_is_cut_to(mnt: 
     assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (-1_500_000_000, 1_234_567_891)
     os.truncate(path, 3)
     assert path.read_bytes() == b"con"
+
+
+def test_any_number_of_files_removed_while_open_takes_few_descriptors(tmp_path: Path, uring: str) -> None:
+    for name in ("lower", "upper", "work", "mnt"):
+        (tmp_path / name).mkdir()
+    mnt = tmp_path / "mnt"
+    files: list[tuple[int, bytes]] = []
+    options = f"engine=native,uring={uring}"
+    try:
+        with our_mount(mnt, [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", options) as live:
+            try:
+                for number in range(1500):
+                    files.append((os.open(mnt / f"f{number}", os.O_RDWR | os.O_CREAT), b"%d" % number))
+                    os.write(*files[-1])
+                for number in range(1500):
+                    os.unlink(mnt / f"f{number}")
+                assert len(os.listdir(f"/proc/{live.pid}/fd")) <= 1024
+                for fd, data in files:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    assert os.pread(fd, 10, 0) == data
+                    assert os.fstat(fd).st_nlink == 0
+                assert len(os.listdir(f"/proc/{live.pid}/fd")) <= 1024
+            finally:
+                for fd, _ in files:
+                    os.close(fd)
+    finally:
+        assert os.listdir(tmp_path / "work" / "work") == []
+
+
+def test_listings_are_whole_whoever_decides_whether_they_carry_attributes(tmp_path: Path, uring: str) -> None:
+    sizes = {f"{number:04}{'n' * 200}": number for number in range(1500)}
+    for name in ("lower", "lower/d", "upper", "upper/d", "work", "mnt"):
+        (tmp_path / name).mkdir()
+    for name, size in sizes.items():
+        (tmp_path / ("upper" if size % 3 else "lower") / "d" / name).write_bytes(bytes(size))
+    options = f"engine=native,uring={uring},readdirplus=auto"
+    with our_mount(tmp_path / "mnt", [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", options):
+        directory = tmp_path / "mnt" / "d"
+        # By name alone, then with attributes while they are listed, then of what is cached.
+        for _ in range(2):
+            assert sorted(os.listdir(directory)) == sorted(sizes)
+            with os.scandir(directory) as entries:
+                assert {entry.name: entry.stat().st_size for entry in entries} == sizes
+        os.unlink(directory / min(sizes))
+        assert len(os.listdir(directory)) == len(sizes) - 1

@@ -114,6 +114,16 @@ def test_init_takes_up_nothing_that_was_not_offered(base: Path) -> None:
         client.serves()
 
 
+@pytest.mark.parametrize(("asked", "auto"), [("on", False), ("auto", True)])
+def test_init_leaves_to_the_kernel_when_listings_carry_attributes_where_that_is_asked_for(
+    base: Path, asked: str, auto: bool
+) -> None:
+    with served(base, greet=False, readdirplus=asked) as client:
+        flags = client.ask(wire.INIT, 0, wire.init_body()).unpack("IIIIHHIIHHIIHH20x")[3]
+        assert flags & 1 << 13, "READDIRPLUS"
+        assert bool(flags & 1 << 14) == auto, "READDIRPLUS_AUTO"
+
+
 def test_flags_behind_a_missing_init_ext_are_not_read(base: Path) -> None:
     with served(base, greet=False) as client:
         fields = client.ask(wire.INIT, 0, wire.init_body(45, 0xBFFFFFFF, 0xFFFFFFFF)).unpack("IIIIHHIIHHIIHH20x")

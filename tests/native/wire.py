@@ -270,9 +270,10 @@ def init_body(minor: int = 45, flags: int = 0xFFFFFFFF, flags2: int = 1, *, majo
 
 
 @contextlib.contextmanager
-def served(base: Path, *, greet: bool = True, **options: Any) -> Iterator[Wire]:
+def served(base: Path, *, greet: bool = True, flags2: int = 1, **options: Any) -> Iterator[Wire]:
     """A session on the directories `lower`, `upper` and `work` in `base`; with `greet`, INIT has been answered.
 
+    `flags2` is the second word of flags that INIT offers.
     Raises WrongAnswer where the session doesn't end when the connection does.
     """
     config = MountConfig(
@@ -295,7 +296,7 @@ def served(base: Path, *, greet: bool = True, **options: Any) -> Iterator[Wire]:
     try:
         wire = Wire(near)
         if greet:
-            assert wire.ask(INIT, 0, init_body()).error == 0
+            assert wire.ask(INIT, 0, init_body(flags2=flags2)).error == 0
         yield wire
     finally:
         near.close()

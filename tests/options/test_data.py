@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,25 @@ def test_gathered_writes_give_the_same_file(layers: Layers, engine: str, over_ur
         assert again.st_size == shown.st_size
         # The kernel may send pages that were mapped after the time of their change.
         assert abs(again.st_mtime_ns - shown.st_mtime_ns) < 10**9
+
+
+def test_what_is_gathered_is_data_to_who_looks_for_holes(layers: Layers, engine: str, over_uring: None) -> None:
+    (layers.lower / "lower").write_bytes(b"lower")
+    with mounted(layers, "writeback", engine):
+        for name, size in (("new", 100_000), ("lower", 200_000)):
+            with (layers.mnt / name).open("r+b" if name == "lower" else "wb", buffering=0) as file:
+                file.write(b"x" * size)
+                assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 0
+                assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size
+
+
+def test_a_change_of_owner_takes_set_id_bits_with_writeback_too(layers: Layers, engine: str, over_uring: None) -> None:
+    with mounted(layers, "writeback", engine):
+        program = layers.mnt / "program"
+        program.write_bytes(b"program")
+        program.chmod(0o6755)
+        os.chown(program, -1, -1)
+        assert stat.S_IMODE(program.stat().st_mode) == 0o755
 
 
 def test_writes_are_gathered_only_with_writeback(layers: Layers, engine: str) -> None:

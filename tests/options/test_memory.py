@@ -68,7 +68,7 @@ def test_memory_stays_bounded_while_many_files_are_walked(many: Layers, over_uri
         assert (many.upper / "many" / "d7" / "f3").read_bytes() == b"written"
 
 
-@pytest.mark.parametrize("option", ["max_nodes=2000", "security_label"])
+@pytest.mark.parametrize("option", ["max_nodes=2000", "security_label", "readdirplus=auto"])
 def test_the_portable_engine_says_what_it_can_not_do(layers: Layers, option: str) -> None:
     log = layers.base / "log"
     with mounted(layers, PORTABLE, option, log=log):

@@ -61,7 +61,8 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
     known by the capabilities removed just before; only the owner's and root's chown would be allowed to take anything.
     """
     cdef protocol.setattr_in* op = <protocol.setattr_in*>r.op
-    cdef uint32_t valid = op.valid
+    # The time of a change is not to be set: with write-back caching, the kernel would have its own.
+    cdef uint32_t valid = op.valid & ~<uint32_t>protocol.FATTR_CTIME
     cdef Node node = s.node(r.nodeid)
     cdef protocol.attr_out* out = <protocol.attr_out*>r.out
     cdef stat_t own

@@ -25,8 +25,6 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     cdef protocol.init_in* op = <protocol.init_in*>r.op
     cdef protocol.init_out* out = <protocol.init_out*>r.out
     cdef uint64_t offered = op.flags
-    # Without READDIRPLUS_AUTO: under it the kernel asks for the bare names of every other piece of a big directory, and
-    # then for each of them, which costs a walk a quarter more than the attributes cost a listing that needs none.
     cdef uint64_t wanted = (
         protocol.ASYNC_READ
         | protocol.BIG_WRITES
@@ -52,6 +50,10 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
     if s.fs.config.default_permissions and not s.only_root:
         wanted |= ALLOW_IDMAP
     wanted |= protocol.EXPORT_SUPPORT if s.generations.wanted else NO_EXPORT_SUPPORT
+    # By default not: under it the kernel asks for the bare names of every other piece of a big directory, and then for
+    # each of them, which costs a walk a quarter more than the attributes cost a listing that needs none.
+    if s.fs.config.readdirplus == "auto":
+        wanted |= protocol.READDIRPLUS_AUTO
     if s.fs.config.security_label:
         wanted |= SECURITY_CTX
     if s.want_uring:

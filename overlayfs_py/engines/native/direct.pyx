@@ -218,6 +218,8 @@ cdef class Direct:
             return False
         dir_fd = self.dirs.fd(parent.upper)
         if node.lookups or node.opens:
+            if self.fs.pins >= self.fs.most_pins:
+                return False
             pinned = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
             if pinned < 0:
                 return False

@@ -140,6 +140,9 @@ cdef Py_ssize_t do_fallocate(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_lseek(Session s, Request r) except -2:
     cdef protocol.lseek_in* op = <protocol.lseek_in*>r.op
+    if s.fs.config.writeback:
+        # The kernel doesn't send what it has gathered before it asks, and a hole here may be data there.
+        return never_ask()
     found = OPERATIONS["lseek"](s.fs, s.node(r.nodeid), <int64_t>op.offset, op.whence)
     (<protocol.lseek_out*>r.out).offset = found
     return sizeof(protocol.lseek_out)
@@ -240,8 +243,7 @@ cdef Py_ssize_t put_open(Session s, char* at, Node node, uint32_t flags) except 
 cdef Py_ssize_t do_release(Session s, Request r) except -2:
     cdef uint64_t handle = (<protocol.release_in*>r.op).fh
     # 0 is that of a file which O_TMPFILE made where the kernel doesn't ask for opening.
-    if handle:
-        s.through.release(r.nodeid, handle)
+    if handle and s.through.release(r.nodeid, handle):
         OPERATIONS["release"](s.fs, core_files.File(s.node(r.nodeid)))
     return 0
 

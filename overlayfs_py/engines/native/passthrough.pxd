@@ -22,7 +22,7 @@ cdef class Passthrough:
 
     cdef uint64_t open(self, Node node, uint32_t flags, int32_t* backing_id) except 0
     cdef uint64_t open_cached(self, Node node)
-    cdef release(self, uint64_t node_id, uint64_t handle)
+    cdef bint release(self, uint64_t node_id, uint64_t handle) except -1
     cdef bint grows_old(self, uint64_t node_id)
     cdef bint _may_change(self, Node node)
     cdef int _register(self, Node node)

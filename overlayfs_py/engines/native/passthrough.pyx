@@ -99,23 +99,24 @@ cdef class Passthrough:
         opened.handles += 1
         return CACHED
 
-    cdef release(self, uint64_t node_id, uint64_t handle):
-        """The last descriptor of a handle is closed."""
+    cdef bint release(self, uint64_t node_id, uint64_t handle) except -1:
+        """The last descriptor of a handle is closed; False where no handle is open, for which the kernel doesn't ask."""
         cdef _Opened opened = self.opened.get(node_id)
         cdef uint32_t backing_id
         if opened is None:
-            return
+            return False
         opened.handles -= 1
         if opened.handles == 0:
             del self.opened[node_id]
             if opened.backing_id:
                 backing_id = opened.backing_id
                 ioctl(self.fuse_fd, BACKING_CLOSE, &backing_id)
-        if handle & WRITING:
+        if handle & WRITING and node_id in self.writing:
             if self.writing[node_id] == 1:
                 del self.writing[node_id]
             else:
                 self.writing[node_id] -= 1
+        return True
 
     cdef bint grows_old(self, uint64_t node_id):
         """Whether the kernel is to ask for a node's attributes each time."""

@@ -94,6 +94,7 @@ cdef enum:
     FATTR_MTIME = 1 << 5
     FATTR_ATIME_NOW = 1 << 7
     FATTR_MTIME_NOW = 1 << 8
+    FATTR_CTIME = 1 << 10
     FATTR_KILL_SUIDGID = 1 << 11
     WRITE_KILL_SUIDGID = 1 << 2
     SETXATTR_ACL_KILL_SGID = 1 << 0

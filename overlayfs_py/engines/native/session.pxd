@@ -102,5 +102,5 @@ cdef class Session:
     cdef Py_ssize_t run(self, Request r, object steps, object finish) except -2
     cpdef object workers(self)
     cdef object advance(self, object steps)
-    cdef object owns(self, object job)
+    cdef object owns(self, Request r, object job)
     cdef object node(self, uint64_t node_id)

@@ -12,7 +12,9 @@ import errno
 import functools
 import logging
 import os
+import signal
 import threading
+import time
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -53,6 +55,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _LISTINGS = 64
 _WORKERS = 8
+_LOOK = 0.05  # seconds between two looks whether who asks has been killed
 
 UNSUPPORTED = frozenset()
 """Rows of core.ops.OPERATIONS that this engine can't serve."""
@@ -108,6 +111,41 @@ cdef class Request:
 
     cdef object caller(self, uint32_t umask):
         return Caller(self.uid, self.gid, self.pid, umask)
+
+
+class Watch:
+    """Looks now and then whether who asks for something that takes long has been killed.
+
+    The kernel tells of a signal by INTERRUPT: once, whether that ends a process or not, and never where the signal came
+    before a ring had the request. So that says too little, and is passed over. Who has been killed can't end before it
+    has its answer.
+    """
+
+    __slots__ = ("next", "pid")
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.next = 0.0
+
+    def killed(self):
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next = now + _LOOK
+        return dying(self.pid)
+
+
+def dying(pid):
+    """Whether a fatal signal has reached a thread (proc(5), SigPnd); False where that can't be told."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"SigPnd:"):
+                    return bool(int(line.split()[1], 16) & 1 << signal.SIGKILL - 1)
+    except (FileNotFoundError, ProcessLookupError):
+        # 0, or of another pid namespace than this /proc is of
+        return False
+    return False
 
 
 def ids_of(pid, field):
@@ -207,7 +245,7 @@ cdef class Session:
             job = self.advance(steps)
         except StopIteration as stop:
             return finish(self, r, stop.value)
-        self.workers().submit(self._continue, r, steps, job, self.owns(job), finish)
+        self.workers().submit(self._continue, r, steps, job, self.owns(r, job), finish)
         return DEFERRED
 
     cpdef object workers(self):
@@ -228,10 +266,11 @@ cdef class Session:
             job = next(steps)
         return job
 
-    cdef object owns(self, object job):
+    cdef object owns(self, Request r, object job):
         """The event that says that `job` is committed, if it is for this caller to execute; None if it is another's."""
         if job in self.running:
             return None
+        job.unwanted = Watch(r.pid).killed
         self.running[job] = threading.Event()
         return self.running[job]
 
@@ -247,22 +286,21 @@ cdef class Session:
         except Exception:
             log.exception("unexpected error in opcode %d on node %d: EIO answered", r.opcode, r.nodeid)
             r.error, r.length = errno.EIO, 0
+        with self.lock:
+            # Does nothing unless it was given up.
+            steps.close()
         r.transport.reply(r)
 
     def _step(self, Request r, steps, job, owned, finish):
-        event = owned
         if owned is None:
-            # Whoever executes the job has to commit it before anyone else goes on.
-            event = self.running.get(job)
-            if event is not None:
-                event.wait()
-        else:
-            job.execute()
+            self._wait(r, job)
         try:
+            if owned is not None:
+                job.execute()
             with self.lock:
                 try:
                     following = self.advance(steps)
-                    return following, self.owns(following)
+                    return following, self.owns(r, following)
                 except StopIteration as stop:
                     r.error, r.length = 0, finish(self, r, stop.value)
                     return None, None
@@ -270,6 +308,13 @@ cdef class Session:
             if owned is not None:
                 del self.running[job]
                 owned.set()
+
+    def _wait(self, Request r, job):
+        """Wait until whoever executes a job has committed it; raises EINTR where who asks has been killed meanwhile."""
+        event = self.running.get(job)
+        while event is not None and not event.wait(_LOOK):
+            if dying(r.pid):
+                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
     cdef object node(self, uint64_t node_id):
         return self.fs.node(node_id)

@@ -1,0 +1,126 @@
+"""Signals for who waits for a copy-up: one who is killed need not wait for its end, and leaves nothing half done."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Layers
+from tests.native import trickle
+from tests.support.mounts import REPOSITORY, connections_made, mounted_at, our_mount, unmount
+
+PATIENCE = 30.0  # seconds; copying the large file would take many minutes
+
+WRITE = "import os, sys; os.pwrite(os.open(sys.argv[1], os.O_WRONLY), b'W', 0)"
+# A first signal that is no reason to end comes before the one that is.
+HANDLED = "import signal; signal.signal(signal.SIGUSR1, lambda *_: None); " + WRITE
+
+
+@contextlib.contextmanager
+def slow_layer(directory: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "tests.native.trickle", str(directory)]
+    daemon = subprocess.Popen(command, cwd=REPOSITORY)
+    try:
+        wait_until(lambda: mounted_at(directory) is not None)
+        device = mounted_at(directory)
+        assert device is not None
+        connections_made.add(device.partition(":")[2])
+        yield
+        unmount(directory)
+        assert daemon.wait(PATIENCE) == 0
+    finally:
+        daemon.kill()
+        daemon.wait(PATIENCE)
+        if mounted_at(directory):
+            unmount(directory)
+
+
+@pytest.fixture
+def io() -> str:
+    return "cached"
+
+
+@pytest.fixture
+def mnt(layers: Layers, uring: str, io: str) -> Iterator[Path]:
+    options = f"engine=native,uring={uring},io={io}"
+    with slow_layer(layers.lower), our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options):
+        yield layers.mnt
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def client(mnt: Path, script: str = WRITE) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", script, mnt / os.fsdecode(trickle.NAME)])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
+def waits(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process waits for an answer of a filesystem's daemon."""
+    assert process.poll() is None, "it need not wait"
+    wait = Path("/proc", str(process.pid), "wchan").read_text()
+    return "fuse" in wait or wait == "request_wait_answer"
+
+
+def sound(layers: Layers) -> None:
+    """Nothing is left of what was given up, and the file is what it was."""
+    wait_until(lambda: not os.listdir(layers.work / "work"))
+    assert not (layers.upper / "large").exists()
+    with open(layers.mnt / "large", "rb") as file:
+        assert file.read(3) == b"xxx"
+        assert os.fstat(file.fileno()).st_size == trickle.SIZE
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_who_is_killed_does_not_wait_for_the_end_of_it(layers: Layers, mnt: Path, number: signal.Signals) -> None:
+    with client(mnt) as process:
+        wait_until(lambda: waits(process))
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == -number
+    sound(layers)
+
+
+def test_a_signal_that_is_handled_ends_no_copy_up_and_hides_none_that_kills(layers: Layers, mnt: Path) -> None:
+    with client(mnt, HANDLED) as process:
+        wait_until(lambda: waits(process))
+        process.send_signal(signal.SIGUSR1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.kill()
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    sound(layers)
+
+
+# Where the kernel asks for opening, it has several wait for one copy; writers it has wait for each other first.
+@pytest.mark.parametrize("io", ["passthrough"])
+@pytest.mark.parametrize("killed", [0, 1])
+def test_who_waits_for_the_same_copy_goes_on_when_another_is_killed(layers: Layers, mnt: Path, killed: int) -> None:
+    with client(mnt) as first:
+        wait_until(lambda: waits(first))
+        with client(mnt) as second:
+            wait_until(lambda: waits(second))
+            processes = [first, second]
+            processes[killed].kill()
+            assert processes[killed].wait(PATIENCE) == -signal.SIGKILL
+            other = processes[1 - killed]
+            with pytest.raises(subprocess.TimeoutExpired):
+                other.wait(0.5)
+            assert waits(other)
+            other.kill()
+            assert other.wait(PATIENCE) == -signal.SIGKILL
+    sound(layers)

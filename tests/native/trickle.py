@@ -1,0 +1,62 @@
+"""A filesystem of one large file whose data comes slowly: `python -m tests.native.trickle DIRECTORY`.
+
+Below another filesystem it makes the copying of that file take as long as a test may need.
+"""
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+import trio
+
+SIZE: Final = 16 << 30
+NAME: Final = b"large"
+_FILE: Final = 2
+_PAUSE: Final = 0.02  # seconds before each piece, of 128 KiB at most
+
+
+class Trickle(pyfuse3.Operations):
+    """The root and the file."""
+
+    async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.st_mode = stat.S_IFREG | 0o644 if inode == _FILE else stat.S_IFDIR | 0o755
+        entry.st_nlink = 1 if inode == _FILE else 2
+        entry.st_size = SIZE if inode == _FILE else 0
+        return entry
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: object = None) -> pyfuse3.EntryAttributes:
+        if name != NAME:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return await self.getattr(_FILE)
+
+    async def opendir(self, inode: int, ctx: object) -> int:
+        return inode
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if start_id == 0:
+            pyfuse3.readdir_reply(token, NAME, await self.getattr(_FILE), 1)
+
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=inode)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        await trio.sleep(_PAUSE)
+        return b"x" * max(0, min(size, SIZE - off))
+
+
+def main(arguments: Sequence[str]) -> None:
+    pyfuse3.init(Trickle(), os.fsdecode(arguments[0]), {*pyfuse3.default_options, "fsname=trickle"})
+    try:
+        trio.run(pyfuse3.main)
+    finally:
+        pyfuse3.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
