@@ -55,6 +55,7 @@ class Overlay:
         "reopened",
         "root",
         "sync",
+        "unshared",
         "upper",
         "work",
         "write_redirects",
@@ -70,6 +71,8 @@ class Overlay:
         self.work: Work | None = None
         self.index: Layer | None = None
         self.copying: dict[Node, Job] = {}
+        # Layers whose files the upper one could not share blocks with when that was tried.
+        self.unshared: set[Layer] = set()
         share = max(_MINIMUM_CACHE, min(_MAXIMUM_CACHE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self.dirs = DirCache(share)
         self.files = FileCache(self, share)
