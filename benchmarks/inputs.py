@@ -67,6 +67,11 @@ class Inputs:
             RECIPES[recipe](part, self)
         part.rename(target)
 
+    def copy(self, name: str, source: "Inputs") -> None:
+        """Have an input that another cache has."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        _run("cp", "--archive", source.path(name), self._target(name))
+
     def warm(self, name: str) -> None:
         """Read an input, so that the page cache has it; nothing when it was read since `cooled`."""
         if name not in self._warm:

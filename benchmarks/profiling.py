@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from benchmarks.ground import Ground, grounds
 from benchmarks.inputs import Inputs
 from benchmarks.peers import Peer, PeerMissing, install_debian
 from benchmarks.requests import Count, NoTrace, collect, switch, tracing
@@ -96,14 +97,20 @@ def profile(workload: Workload, peer: Peer, rounds: int, inputs: Inputs, scratch
     prepare([workload], inputs)
     output.mkdir(parents=True, exist_ok=True)
 
+    with grounds(scratch, inputs, [workload]) as places:
+        return _profile(workload, peer, rounds, places.of(workload), scratch, output)
+
+
+def _profile(workload: Workload, peer: Peer, rounds: int, ground: Ground, scratch: Path, output: Path) -> str:
     def rounds_under(watch: Watch, file: Path) -> list[str]:
         results = []
         for _ in range(rounds):
             for name in workload.lowers if not workload.cold else ():
-                inputs.warm(name)
-            outcome = Site(scratch / "site", peer, workload, inputs, watch=watch).measure()
+                ground.inputs.warm(name)
+            ground.settle()
+            outcome = Site(ground.base, peer, workload, ground.inputs, watch=watch).measure()
             if workload.cold:
-                inputs.cooled()
+                ground.inputs.cooled()
             if outcome.error is not None:
                 raise WrongPlace(f"{workload.name} on {peer.name} failed: {outcome.error}")
             results.append(file.read_text() if file.suffix != ".perf" else _perf_report(file))
@@ -113,7 +120,7 @@ def profile(workload: Workload, peer: Peer, rounds: int, inputs: Inputs, scratch
     try:
         with tracing():
             file = scratch / "requests.json"
-            counted = rounds_under(_Requests(scratch / "site", file), file)
+            counted = rounds_under(_Requests(ground.base, file), file)
             text += ["", *_requests_table(counted)]
     except NoTrace as error:
         text += ["", str(error)]

@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from benchmarks.ground import grounds
 from benchmarks.inputs import Inputs, fingerprint, remove
 from benchmarks.peers import Peer, PeerMissing, install_debian
 from benchmarks.results import Machine, Measurement, Run
-from benchmarks.site import Site, abort_connections, detach_all
+from benchmarks.site import Site
 from benchmarks.workload import Workload
 from tests.support.mounts import show_connections
 from tests.support.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, become_subreaper, mount, unshare
@@ -95,10 +96,7 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
     peers = [peer for peer in plan.peers if peer.name not in missing]
     layers = prepare(plan.workloads, inputs)
     before = {name: fingerprint(inputs.path(name)) for name in layers}
-    # Some peers turn FUSE over io_uring on.
     settings = contextlib.ExitStack()
-    if SWITCH.exists():
-        settings.enter_context(switch_kept())
     run = Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         only=list(plan.only),
@@ -109,7 +107,12 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
     started = time.monotonic()
     took = dict.fromkeys((one.name for one in plan.workloads), 0.0)
     hopeless: set[tuple[str, str]] = set()
-    try:
+    with settings:
+        if SWITCH.exists():
+            # Some peers turn FUSE over io_uring on.
+            settings.enter_context(switch_kept())
+        places = settings.enter_context(grounds(scratch, inputs, plan.workloads))
+        copied = places.fingerprints()
         for number in range(plan.rounds):
             # Those that drop the caches come last, so that the layers have to be read again only once a round. Before
             # them those come last that took long, so that most have all their rounds when the time is over.
@@ -118,31 +121,30 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
                 late = number > 0 and began - started + took[workload.name] > plan.minutes * 60
                 if number >= workload.rounds or late:
                     continue
+                ground = places.of(workload)
                 if not workload.cold:
                     for name in workload.lowers:
-                        inputs.warm(name)
+                        ground.inputs.warm(name)
                 turn = number % len(peers)
                 for peer in [*peers[turn:], *peers[:turn]]:
                     if peer.only_writes and not workload.writes:
                         continue
                     if (workload.name, peer.name) in hopeless:
                         continue
-                    outcome = Site(scratch / "site", peer, workload, inputs).measure()
+                    # What a peer has written is not to slow down the next one.
+                    ground.settle()
+                    outcome = Site(ground.base, peer, workload, ground.inputs).measure()
                     run.measurements.append(Measurement(workload.name, peer.name, number, outcome))
                     if outcome.error is not None:
                         print(f"{workload.name} on {peer.name} FAILED: {outcome.error}", flush=True)
                         # It would take as long again, and the answer would be the same.
                         hopeless.add((workload.name, peer.name))
                 if workload.cold:
-                    inputs.cooled()
-                # What a peer has written is not to slow down the next ones.
+                    places.cooled()
                 os.sync()
                 took[workload.name] = time.monotonic() - began
                 _tell(run, workload, number, time.monotonic() - started)
-    finally:
-        abort_connections(scratch)
-        detach_all(scratch)
-        settings.close()
+        spoilt = places.fingerprints() != copied
     run.seconds = time.monotonic() - started
     run.load_after = os.getloadavg()[0]
     changed = [name for name in layers if fingerprint(inputs.path(name)) != before[name]]
@@ -150,6 +152,8 @@ def measure(plan: Plan, inputs: Inputs, scratch: Path) -> Run:
         for name in changed:
             remove(inputs.path(name))
         raise WrongPlace(f"a peer changed the lower layers {', '.join(changed)}; they will be made anew")
+    if spoilt:
+        raise WrongPlace("a peer changed the copies of the lower layers that were made for this run")
     return run
 
 

@@ -27,6 +27,8 @@ from tests.support.syscalls import MNT_DETACH, umount
 
 _PATIENCE: Final = 10.0  # seconds for daemons to end after their unmount
 _LITTLE_PATIENCE: Final = 1.0  # after a failure
+IMAGES: Final = ("ext4", "xfs")
+"""Filesystems that come with their layer, and are mounted for each measurement."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 # In a mount and process namespace of its own, so that nothing it starts outlives the command.
@@ -188,7 +190,7 @@ class Site:
         return Outcome(error="; ".join(problems)) if problems else outcome
 
     def _prepare(self) -> None:
-        if self.workload.filesystem != "scratch":
+        if self.workload.filesystem in IMAGES:
             self._disk.mkdir()
             image = self.inputs.path(f"image-{self.workload.filesystem}")
             subprocess.run(["mount", "-o", "loop", image, self._disk], check=True)
@@ -206,10 +208,10 @@ class Site:
         return made
 
     def _layers(self) -> Path:
-        return self.base if self.workload.filesystem == "scratch" else self._disk
+        return self._disk if self.workload.filesystem in IMAGES else self.base
 
     def _lowers(self) -> tuple[Path, ...]:
-        if self.workload.filesystem != "scratch":
+        if self.workload.filesystem in IMAGES:
             return (self._disk / "layer",)
         found: list[Path] = []
         for name in self.workload.lowers or ("empty",):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.site import Site
 
 Work = Callable[["Site"], None]
-Filesystem = Literal["scratch", "ext4", "xfs"]
+Filesystem = Literal["scratch", "journal", "ext4", "xfs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Workload:
     mounted: bool
     """Whether the mount is made for it; otherwise it calls `site.mount`."""
     filesystem: Filesystem
-    """Where the layers lie: in the scratch directory, or on a filesystem of its own on a loop device."""
+    """Where the layers lie: in the scratch directory; on the run's own ext4, which has a journal, for what makes and
+    removes files; or on a filesystem of its own. All but the first are on loop devices."""
 
 
 WORKLOADS: Final[dict[str, Workload]] = {}

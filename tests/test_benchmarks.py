@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, at tiny sizes, and leave nothing behind."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 import benchmarks.workloads as registered
 from benchmarks import ledger, profiling, publish
 from benchmarks.inputs import Inputs
-from benchmarks.peers import PEERS, FuseOverlayfs2, Peer, PeerMissing, Stack
+from benchmarks.peers import PEERS, FuseOverlayfs2, Kernel, Peer, PeerMissing, Stack
 from benchmarks.report import amount, report
 from benchmarks.requests import NoTrace, collect, switch, tracing
 from benchmarks.results import Machine, Measurement, Run
@@ -176,6 +177,39 @@ def test_a_peer_that_changes_a_lower_layer_breaks_the_run(scratch: Path) -> None
     with pytest.raises(WrongPlace, match="changed the lower layers empty"):
         measure(Plan([a_workload(write)], [Careless()], 1, 1.0), inputs, scratch)
     subprocess.run(["rm", "-rf", inputs.cache], check=True)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_makes_files_is_measured_on_an_ext4_with_a_journal_of_which_nothing_stays(
+    breaks: bool, scratch: Path, inputs: Inputs
+) -> None:
+    told = scratch / "bench-journal"
+
+    def look(site: Site) -> None:
+        with site.clock:
+            (site.mnt / "file").touch()
+        journals = subprocess.run(["findmnt", "-no", "SOURCE", "-T", site.base], capture_output=True, text=True)
+        journal = Path(f"/proc/fs/jbd2/{Path(journals.stdout.strip()).name}-8")
+        one_disk = os.stat(site.base).st_dev == os.stat(site.input("empty")).st_dev
+        told.write_text(json.dumps([journal.exists(), one_disk]))
+
+    class Broken(Kernel):
+        def mount(self, stack: Stack, mountpoint: Path) -> None:
+            raise KeyboardInterrupt
+
+    one = dataclasses.replace(a_workload(look), filesystem="journal", writes=True)
+    plan = Plan([one], [Broken() if breaks else BY_NAME["kernel"]], 1, 1.0)
+    if breaks:
+        with pytest.raises(KeyboardInterrupt):
+            measure(plan, inputs, scratch)
+    else:
+        assert measure(plan, inputs, scratch).failures() == {}
+        assert json.loads(told.read_text()) == [True, True]
+        told.unlink()
+    assert mounts_below(scratch) == []
+    assert not (scratch / "disk.ext4").exists()
+    backing = [file.read_text() for file in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert not [name for name in backing if str(scratch) in name]
 
 
 def test_requests_are_counted_by_opcode(scratch: Path, inputs: Inputs) -> None:

@@ -65,6 +65,7 @@ def read(site: Site) -> None:
     group="clients",
     sizes=_CLIENTS,
     writes=True,
+    filesystem="journal",
 )
 def create(site: Site) -> None:
     def client(site: Site, folder: Path) -> None:
@@ -80,6 +81,7 @@ def create(site: Site) -> None:
     group="clients",
     sizes=_CLIENTS,
     writes=True,
+    filesystem="journal",
 )
 def write(site: Site) -> None:
     block = bytes(_BLOCK)

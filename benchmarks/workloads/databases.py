@@ -21,11 +21,11 @@ def _commit(site: Site, times: int, synchronous: str) -> None:
         site.check("integrity", database.execute("PRAGMA integrity_check").fetchone()[0], "ok")
 
 
-@workload("sqlite", "300 SQLite commits, no fsync", group="databases", writes=True)
+@workload("sqlite", "300 SQLite commits, no fsync", group="databases", writes=True, filesystem="journal")
 def sqlite(site: Site) -> None:
     _commit(site, site.count(300), "OFF")
 
 
-@workload("sqlite-fsync", "100 SQLite commits with fsync", group="databases", writes=True)
+@workload("sqlite-fsync", "100 SQLite commits with fsync", group="databases", writes=True, filesystem="journal")
 def sqlite_fsync(site: Site) -> None:
     _commit(site, site.count(100), "FULL")

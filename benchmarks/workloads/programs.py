@@ -11,21 +11,37 @@ def _git(site: Site, *arguments: str | Path) -> str:
     return site.run("git", "-c", "safe.directory=*", "-c", "gc.auto=0", *arguments)
 
 
-@workload("git-clone", "git clone of 2,000 files", group="programs", lowers=["repository"], writes=True)
+@workload(
+    "git-clone", "git clone of 2,000 files", group="programs", lowers=["repository"], writes=True, filesystem="journal"
+)
 def git_clone(site: Site) -> None:
     with site.clock:
         _git(site, "clone", "--quiet", site.mnt / "source.git", site.mnt / "clone")
     site.check("changes", _git(site, "-C", site.mnt / "clone", "status", "--porcelain"), "")
 
 
-@workload("git-status", "git status in a lower clone", group="programs", lowers=["checkout"], writes=True)
+@workload(
+    "git-status",
+    "git status in a lower clone",
+    group="programs",
+    lowers=["checkout"],
+    writes=True,
+    filesystem="journal",
+)
 def git_status(site: Site) -> None:
     with site.clock:
         changes = _git(site, "-C", site.mnt / "clone", "status", "--porcelain")
     site.check("changes", changes, "")
 
 
-@workload("git-checkout", "git checkout of an old commit, and back", group="programs", lowers=["checkout"], writes=True)
+@workload(
+    "git-checkout",
+    "git checkout of an old commit, and back",
+    group="programs",
+    lowers=["checkout"],
+    writes=True,
+    filesystem="journal",
+)
 def git_checkout(site: Site) -> None:
     commits = _git(site, "-C", site.mnt / "clone", "rev-list", "--count", "HEAD").strip()
     with site.clock:
@@ -34,13 +50,17 @@ def git_checkout(site: Site) -> None:
     site.check("changes", _git(site, "-C", site.mnt / "clone", "status", "--porcelain"), "")
 
 
-@workload("git-log", "git log --stat of 100 commits", group="programs", lowers=["checkout"], writes=True)
+@workload(
+    "git-log", "git log --stat of 100 commits", group="programs", lowers=["checkout"], writes=True, filesystem="journal"
+)
 def git_log(site: Site) -> None:
     with site.clock:
         _git(site, "-C", site.mnt / "clone", "log", "--stat")
 
 
-@workload("apt", "apt install of vim, offline", group="programs", lowers=["debs", "debian"], writes=True)
+@workload(
+    "apt", "apt install of vim, offline", group="programs", lowers=["debs", "debian"], writes=True, filesystem="journal"
+)
 def apt(site: Site) -> None:
     debs = sorted(f"/srv/debs/{path.name}" for path in (site.input("debs") / "srv/debs").iterdir())
     with site.clock:
@@ -48,14 +68,23 @@ def apt(site: Site) -> None:
     site.check("files amiss", site.inside("dpkg", "--verify", "vim", "vim-runtime"), "")
 
 
-@workload("make", "make -j2 of 25 C files", group="programs", lowers=["project", "debian"], writes=True)
+@workload(
+    "make", "make -j2 of 25 C files", group="programs", lowers=["project", "debian"], writes=True, filesystem="journal"
+)
 def make(site: Site) -> None:
     with site.clock:
         site.inside("make", "-C", "/srv/project", "--silent", "-j2")
     site.inside("/srv/project/program")
 
 
-@workload("pip", f"pip install of {WHEEL}, offline", group="programs", lowers=["wheels", "debian"], writes=True)
+@workload(
+    "pip",
+    f"pip install of {WHEEL}, offline",
+    group="programs",
+    lowers=["wheels", "debian"],
+    writes=True,
+    filesystem="journal",
+)
 def pip(site: Site) -> None:
     options = ["--quiet", "--no-index", "--find-links=/srv/wheels"]
     as_root = ["--break-system-packages", "--root-user-action=ignore"]

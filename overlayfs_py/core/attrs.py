@@ -35,6 +35,8 @@ def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
     if changes.size is not None and not truncated:
         fd = fs.files.fd(node, write=True)
         os.ftruncate(fd, changes.size)
+    if _change_by_name(fs, node, changes):
+        return objects.attr(fs, node)
     with objects.reached(fs, node) as fd:
         mode = changes.mode
         if changes.clear_set_ids and mode is None:
@@ -48,6 +50,25 @@ def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             files.futimens(fd, changes.atime_ns, changes.mtime_ns)
     return objects.attr(fs, node)
+
+
+def _change_by_name(fs: Overlay, node: Node, changes: Changes) -> bool:
+    """Do most changes without opening the object, which would take half of the time; False leaves it to the caller."""
+    upper = node.upper
+    assert fs.upper is not None
+    if upper is None or upper.parent is None or fs.upper.override is not None or changes.clear_set_ids:
+        return False
+    if node.pinned >= 0 or not fs.ids.identity or (changes.mode is not None and node.kind == stat.S_IFLNK):
+        return False
+    dir_fd = fs.dirs.fd(upper.parent)
+    if changes.uid is not None or changes.gid is not None:
+        uid, gid = (-1 if number is None else number for number in (changes.uid, changes.gid))
+        files.chown_at(dir_fd, upper.name, uid, gid)
+    if changes.mode is not None:
+        files.chmod_at(dir_fd, upper.name, changes.mode)
+    if changes.atime_ns is not None or changes.mtime_ns is not None:
+        files.utimens(dir_fd, upper.name, changes.atime_ns, changes.mtime_ns)
+    return True
 
 
 def readlink(fs: Overlay, node: Node) -> bytes:

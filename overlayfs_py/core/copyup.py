@@ -115,10 +115,9 @@ def _copy_up_dir(fs: Overlay, node: Node) -> None:
     staged = work.stage_dir()
     try:
         st = os.fstat(fs.dirs.fd(lower))
-        _copy_metadata(fs, lower, fs.dirs.fd(lower), staged.fd, st)
-        _set_origin(fs, staged.fd, index.origin_of(fs, lower))
+        upper_ino = _copy_metadata(fs, lower, fs.dirs.fd(lower), staged, st)
+        _set_origin(fs, staged, index.origin_of(fs, lower))
         files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
-        upper_ino = os.fstat(staged.fd).st_ino
         _publish(fs, staged, parent, node.name)
     finally:
         staged.close()
@@ -128,9 +127,9 @@ def _copy_up_dir(fs: Overlay, node: Node) -> None:
 
 def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes) -> None:
     """Make a finished copy visible as `name`; the parent's times stay, as nothing in it seems to change."""
-    _mark_impure(fs, parent)
-    before = os.fstat(fs.dir_fd(parent))
-    staged.publish(fs.dir_fd(parent), name)
+    dir_fd = _mark_impure(fs, parent)
+    before = os.fstat(dir_fd)
+    staged.publish(dir_fd, name)
     restore_times(fs, parent, before)
 
 
@@ -145,8 +144,14 @@ def restore_times(fs: Overlay, parent: Node, before: os.stat_result) -> None:
         log.warning("the times of %s could not be kept: %s", os.fsdecode(parent.name), error.strerror)
 
 
-def _mark_impure(fs: Overlay, parent: Node) -> None:
-    mark_impure(fs, fs.dir_fd(parent))
+def _mark_impure(fs: Overlay, parent: Node) -> int:
+    """As mark_impure, asking the disk only once; returns the descriptor of the directory's upper part."""
+    dir_fd = fs.dir_fd(parent)
+    assert parent.upper is not None
+    if parent.upper not in fs.dirs.impure:
+        mark_impure(fs, dir_fd)
+        fs.dirs.impure.add(parent.upper)
+    return dir_fd
 
 
 def mark_impure(fs: Overlay, dir_fd: int) -> None:
@@ -155,33 +160,38 @@ def mark_impure(fs: Overlay, dir_fd: int) -> None:
         xattrs.fset(dir_fd, fs.marks.impure, b"y")
 
 
-def _set_origin(fs: Overlay, fd: int, origin: bytes | None) -> None:
+def _set_origin(fs: Overlay, staged: Staged, origin: bytes | None) -> None:
     """Note which lower object this is a copy of, so that its inode number stays."""
     if origin is None:
         return
     try:
-        xattrs.fset(fd, fs.marks.origin, origin)
+        os.setxattr(staged.at, fs.marks.origin, origin)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
             raise
         # user.* xattrs don't go on symbolic links and special files: only their inode number is lost on remount
 
 
-def _copy_metadata(fs: Overlay, lower: Real, source: int, target: int, st: os.stat_result) -> None:
-    """Owner, xattrs with ACLs, and mode. A change of owner clears set-id bits and capabilities, so it comes first.
+def _copy_metadata(
+    fs: Overlay, lower: Real, source: int, staged: Staged, st: os.stat_result, *, opened: bool = False
+) -> int:
+    """Owner, xattrs with ACLs, and mode; the answer is the copy's inode number.
 
-    The mode is set again after the ACL, as an ACL of the lower layer may disagree with it.
+    A change of owner clears set-id bits and capabilities, so it comes first. The mode comes after the ACL, as an ACL of
+    the lower layer may disagree with it. `opened` says that the source is no O_PATH descriptor.
     """
     uid, gid, mode, rdev = owners.on_disk(lower.layer, source, st)
-    owners.set_new(fs, target, uid, gid, mode, rdev)
-    _copy_xattrs(fs, source, target)
+    made = os.fstat(staged.fd)
+    owners.set_copied(fs, staged, made, uid, gid, mode, rdev)
+    _copy_xattrs(fs, source if opened else fd_path(source), staged)
     if not stat.S_ISLNK(mode):
-        owners.set_mode(fs, target, stat.S_IMODE(mode))
+        owners.set_mode(fs, staged, stat.S_IMODE(mode))
+    return made.st_ino
 
 
-def _copy_xattrs(fs: Overlay, source: int, target: int) -> None:
+def _copy_xattrs(fs: Overlay, source: int | bytes, staged: Staged) -> None:
     try:
-        keys = xattrs.flist(source)
+        keys = [os.fsencode(key) for key in os.listxattr(source)]
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
@@ -191,14 +201,14 @@ def _copy_xattrs(fs: Overlay, source: int, target: int) -> None:
         if fs.marks.hidden(key) or key in OVERRIDE_KEYS:
             continue
         try:
-            value = xattrs.fget(source, key)
+            value = os.getxattr(source, key)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
             # some filesystems list what they only make up on request
             continue
         try:
-            xattrs.fset(target, key, value)
+            os.setxattr(staged.at, key, value)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP or key.startswith((b"system.posix_acl", b"security.")):
                 raise
@@ -217,9 +227,9 @@ def _copy_up_special(fs: Overlay, node: Node) -> None:
         else:
             staged = work.stage_node(stat.S_IFMT(st.st_mode), st.st_rdev)
         try:
-            _copy_metadata(fs, lower, source, staged.fd, st)
+            upper_ino = _copy_metadata(fs, lower, source, staged, st)
             files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)
-            _place(fs, node, lower, staged, st)
+            _place(fs, node, lower, staged, st, upper_ino)
         finally:
             staged.close()
 
@@ -233,7 +243,14 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
         return False
     work = fs.writable()
     lower = node.lowers[0]
-    with objects.reached(fs, node) as source:
+    # What is about to be read from need not be opened twice.
+    source = -1
+    if len(node.lowers) == 1 and size != 0 and (data or not fs.metacopy):
+        source = _open_to_read(fs, lower)
+    opened = source >= 0
+    if not opened:
+        source = objects.open_path(fs, lower)
+    try:
         st = os.fstat(source)
         objects.check_kind(node, st)
         needed = st.st_size if size is None else min(size, st.st_size)
@@ -242,18 +259,23 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
         try:
             if bare:
                 os.ftruncate(staged.fd, st.st_size)
-                xattrs.fset(staged.fd, fs.marks.metacopy, b"")
+                os.setxattr(staged.fd, fs.marks.metacopy, b"")
+            elif needed and opened:
+                yield from _copy_data(fs, node, lower, source, st, staged.fd, needed)
             elif needed:
-                yield from _copy_data(fs, node, node.lowers[-1], staged.fd, needed)
+                yield from _copy_from(fs, node, node.lowers[-1], staged.fd, needed)
             if size is not None and size != needed:
                 os.ftruncate(staged.fd, size)
-            _copy_metadata(fs, lower, source, staged.fd, st)
-            files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns if size is None else None)
+            upper_ino = _copy_metadata(fs, lower, source, staged, st, opened=opened)
+            if size is None:
+                os.utime(staged.fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+            else:
+                files.futimens(staged.fd, st.st_atime_ns, None)
             if node.upper is not None or node.pinned >= 0:
                 return False
             fd = os.dup(staged.fd) if size is not None else -1
             try:
-                _place(fs, node, lower, staged, st, metacopy=bare)
+                _place(fs, node, lower, staged, st, upper_ino, metacopy=bare)
             except OSError:
                 if fd >= 0:
                     os.close(fd)
@@ -263,26 +285,6 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
             return size is not None
         finally:
             staged.close()
-
-
-def _copy_data(fs: Overlay, node: Node, real: Real, target: int, size: int) -> Steps[None]:
-    """Copy the first `size` bytes of `real`, and see that they are on disk before the copy is made visible."""
-    source = objects.open_file(fs, real, os.O_RDONLY)
-    try:
-
-        def run() -> None:
-            copying.copy_data(source, target, size, 0, job.unwanted)
-            if fs.sync:
-                os.fsync(target)
-
-        job = Job(run)
-        if size <= IN_PLACE_BYTES and not fs.sync:
-            job.execute()
-        fs.copying[node] = job
-        try:
-            yield from _await(job)
-        finally:
-            del fs.copying[node]
     finally:
         os.close(source)
 
@@ -293,18 +295,76 @@ def _raise_of_another(job: Job) -> None:
         raise job.error
 
 
-def _await(job: Job) -> Steps[None]:
-    if not job.finished:
+def _open_to_read(fs: Overlay, real: Real) -> int:
+    """A descriptor of a lower file, or of what took its place; -1 where it can't be read, which need be no failure."""
+    assert real.parent is not None
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(real.name, flags, dir_fd=fs.dirs.fd(real.parent))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.ELOOP, errno.ENXIO):
+            raise
+        # an empty file needs no reading; a link or a socket is another object than the node's
+        return -1
+
+
+def _copy_from(fs: Overlay, node: Node, real: Real, target: int, size: int) -> Steps[None]:
+    """As _copy_data, from a file that is not open yet."""
+    source = objects.open_file(fs, real, os.O_RDONLY)
+    try:
+        yield from _copy_data(fs, node, real, source, os.fstat(source), target, size)
+    finally:
+        os.close(source)
+
+
+def _copy_data(
+    fs: Overlay, node: Node, real: Real, source: int, st: os.stat_result, target: int, size: int
+) -> Steps[None]:
+    """Copy the first `size` bytes of `real`, open as `source` with the attributes `st`, and see that they are on disk
+    before the copy is made visible.
+
+    Blocks that both files share are on disk already: a reflink is a change of metadata, in order with the name that
+    follows it (ovl_copy_up_file leaves out the sync as well).
+    """
+
+    def run() -> None:
+        # A few bytes without holes are copied faster than it takes to ask for more than a copy.
+        if size <= IN_PLACE_BYTES and size <= st.st_blocks * 512 and real.layer in fs.unshared:
+            copying.copy_at_once(source, target, size)
+        elif copying.copy_data(source, target, size, 0, job.unwanted):
+            return
+        else:
+            fs.unshared.add(real.layer)
+        if fs.sync:
+            os.fsync(target)
+
+    job = Job(run)
+    if size <= IN_PLACE_BYTES and not fs.sync:
+        run()
+        return
+    fs.copying[node] = job
+    try:
         yield job
+    finally:
+        del fs.copying[node]
     if job.error is not None:
         raise job.error
 
 
-def _place(fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_result, *, metacopy: bool = False) -> None:
+def _place(
+    fs: Overlay,
+    node: Node,
+    lower: Real,
+    staged: Staged,
+    st: os.stat_result,
+    upper_ino: int,
+    *,
+    metacopy: bool = False,
+) -> None:
     """Commit the copy of anything but a directory: to the index where it is hard-linked, and to its name."""
     if node.removed:
         # No name leads to it any more; it lives as long as it is referred to.
-        node.upper_ino = os.fstat(staged.fd).st_ino
+        node.upper_ino = upper_ino
         nameless.keep_staged(fs, node, staged)
         node.metacopy = metacopy
         fs.files.drop(node)
@@ -314,11 +374,10 @@ def _place(fs: Overlay, node: Node, lower: Real, staged: Staged, st: os.stat_res
     linked = st.st_nlink > 1
     indexed = linked and index.covers(fs, node.kind)
     origin = index.origin_of(fs, lower) if indexed or not linked else None
-    _set_origin(fs, staged.fd, origin)
+    _set_origin(fs, staged, origin)
     upper = Real(parent.upper.layer, parent.upper, node.name)
-    upper_ino = os.fstat(staged.fd).st_ino
     if indexed and fs.index is not None and origin is not None:
-        xattrs.fset(staged.fd, fs.marks.nlink, b"L+0")
+        os.setxattr(staged.at, fs.marks.nlink, b"L+0")
         upper = Real(fs.index, fs.index.root, index.entry_name(origin))
         staged.link(fs.index.fd, upper.name)
         node.indexed = True
@@ -357,7 +416,7 @@ def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
         complete = False
         try:
             if needed:
-                yield from _copy_data(fs, node, node.lowers[-1], target, needed)
+                yield from _copy_from(fs, node, node.lowers[-1], target, needed)
             if needed < st.st_size:
                 os.ftruncate(target, needed)
             else:

@@ -58,6 +58,7 @@ class Overlay:
         "reopened",
         "root",
         "sync",
+        "unshared",
         "upper",
         "work",
         "write_redirects",
@@ -73,6 +74,8 @@ class Overlay:
         self.work: Work | None = None
         self.index: Layer | None = None
         self.copying: dict[Node, Job] = {}
+        # Layers whose files the upper one could not share blocks with when that was tried.
+        self.unshared: set[Layer] = set()
         # An eighth is left for what is open besides the layers: rings, and what requests use for themselves.
         most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         eighth = max(0, most - len(config.lowerdirs) - len(config.datadirs)) // 8

@@ -20,6 +20,7 @@ from overlayfs_py.sys.paths import fd_path
 if TYPE_CHECKING:
     from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
+    from overlayfs_py.core.work import Staged
 
 Translate = Callable[[int], int]
 
@@ -76,26 +77,35 @@ def set_new(fs: Overlay, fd: int, uid: int, gid: int, mode: int, rdev: int = 0) 
         if not stat.S_ISLNK(mode):
             os.chmod(fd_path(fd), _STORED_DIR_MODE if stat.S_ISDIR(mode) else _STORED_FILE_MODE)
         return
-    change_owner(fs, fd, uid, gid)
+    change_owner(fs, fd_path(fd), uid, gid)
     if not stat.S_ISLNK(mode):
         os.chmod(fd_path(fd), stat.S_IMODE(mode))
 
 
-def change_owner(fs: Overlay, fd: int, uid: int, gid: int) -> None:
-    """chown(2) of what `fd` refers to; -1 leaves an id as it is."""
+def change_owner(fs: Overlay, at: int | bytes, uid: int, gid: int) -> None:
+    """chown(2) of an open file or what a path leads to; -1 leaves an id as it is."""
     try:
-        os.chown(fd_path(fd), uid, gid)
+        os.chown(at, uid, gid)
     except OSError as error:
         if not fs.ids.squashes or error.errno not in (errno.EPERM, errno.EINVAL):
             raise
         # every owner is shown as one: the change could not be seen if it had worked
 
 
-def set_mode(fs: Overlay, fd: int, mode: int) -> None:
+def set_copied(fs: Overlay, staged: Staged, made: os.stat_result, uid: int, gid: int, mode: int, rdev: int) -> None:
+    """As set_new, of a copy that has the attributes `made`; set_mode sets its mode, when the xattrs are there."""
+    assert fs.upper is not None
+    if fs.upper.override is not None:
+        set_new(fs, staged.fd, uid, gid, mode, rdev)
+    elif (made.st_uid, made.st_gid) != (uid, gid):
+        change_owner(fs, staged.at, uid, gid)
+
+
+def set_mode(fs: Overlay, staged: Staged, mode: int) -> None:
     """chmod(2) of a new object, whose owner is set already."""
     assert fs.upper is not None
     if fs.upper.override is None:
-        os.chmod(fd_path(fd), mode)
+        os.chmod(staged.at, mode)
 
 
 def change(fs: Overlay, fd: int, *, uid: int | None, gid: int | None, mode: int | None) -> None:
@@ -113,7 +123,7 @@ def change(fs: Overlay, fd: int, *, uid: int | None, gid: int | None, mode: int 
         _change_override(fd, key, uid, gid, mode)
         return
     if uid is not None or gid is not None:
-        change_owner(fs, fd, -1 if uid is None else uid, -1 if gid is None else gid)
+        change_owner(fs, fd_path(fd), -1 if uid is None else uid, -1 if gid is None else gid)
     if mode is not None:
         os.chmod(fd_path(fd), mode)
 

@@ -27,14 +27,16 @@ WhiteoutStyle = Literal["device", "xattr"]
 class Staged:
     """An object being built in the work directory: published by one call, gone if never published.
 
-    `fd` refers to it: opened for reading and writing where it is a regular file, else O_PATH.
+    `fd` refers to it: opened for reading and writing where it is a regular file, else O_PATH. `at` is what calls that
+    take a path or an open file take for it.
     """
 
-    __slots__ = ("fd", "name", "work")
+    __slots__ = ("at", "fd", "name", "work")
 
-    def __init__(self, work: Work, fd: int, name: bytes | None) -> None:
+    def __init__(self, work: Work, fd: int, name: bytes | None, *, opened: bool) -> None:
         self.work = work
         self.fd = fd
+        self.at = fd if opened else paths.fd_path(fd)
         self.name = name
 
     def link(self, dir_fd: int, name: bytes) -> None:
@@ -199,10 +201,10 @@ class Work:
     def stage_file(self, mode: int) -> Staged:
         """A new empty regular file."""
         if self.tmpfiles:
-            return Staged(self, files.tmpfile(self.fd, mode), None)
+            return Staged(self, files.tmpfile(self.fd, mode), None, opened=True)
         name = self.temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return Staged(self, os.open(name, flags, mode, dir_fd=self.fd), name)
+        return Staged(self, os.open(name, flags, mode, dir_fd=self.fd), name, opened=True)
 
     def stage_dir(self) -> Staged:
         """A new directory of mode 0700."""
@@ -227,7 +229,7 @@ class Work:
         except OSError:
             self.discard(name)
             raise
-        return Staged(self, fd, name)
+        return Staged(self, fd, name, opened=False)
 
     def stage_whiteout(self, marks: Marks) -> Staged:
         """A whiteout as this filesystem can hold it."""

@@ -36,21 +36,33 @@ def _never() -> bool:
     return False
 
 
-def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0, unwanted: Callable[[], bool] = _never) -> None:
+def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0, unwanted: Callable[[], bool] = _never) -> bool:
     """Copy the bytes from `offset` up to `size` to the same place of dst_fd, keeping holes.
 
+    The answer is whether both files now share them, by a reflink.
     dst_fd must hold nothing but holes from `offset` on; it ends with exactly `size` bytes. The file position of both
     descriptors is undefined afterwards. Blocks for as long as the data takes.
     Raises EIO if the source ends before `size`, and EINTR once `unwanted`, asked after some mebibytes each, says so.
     Source: ioctl_ficlone(2), lseek(2), copy_file_range(2).
     """
-    if offset == 0 and size > 0 and os.fstat(src_fd).st_size == size and _clone(src_fd, dst_fd):
+    cloned = offset == 0 and size > 0 and os.fstat(src_fd).st_size == size and _clone(src_fd, dst_fd)
+    if cloned:
         if os.fstat(dst_fd).st_size < size:
             raise _short_source()
     else:
         _copy_segments(src_fd, dst_fd, offset, size, unwanted)
     if os.fstat(dst_fd).st_size != size:
         os.ftruncate(dst_fd, size)
+    return cloned
+
+
+def copy_at_once(src_fd: int, dst_fd: int, size: int) -> None:
+    """As copy_data, of a few bytes without holes: one read and one write, which take less than all it would try."""
+    data = os.pread(src_fd, size, 0)
+    if len(data) < size:
+        raise _short_source()
+    if os.pwrite(dst_fd, data, 0) < size:
+        _copy_by_hand(src_fd, dst_fd, 0, size, _never)
 
 
 def _clone(src_fd: int, dst_fd: int) -> bool:

@@ -15,7 +15,8 @@ from overlayfs_py.sys import files, handles, paths, rename
 
 READING: Final = "stat fstat fstatvfs readlink listxattr getxattr pread preadv lseek dup".split()
 CHANGING: Final = (
-    "mkdir mknod symlink link rename unlink rmdir chmod fchmod chown ftruncate fsync fdatasync pwrite copy_file_range"
+    "mkdir mknod symlink link rename unlink rmdir chmod fchmod chown utime setxattr ftruncate fsync fdatasync pwrite "
+    "copy_file_range"
 ).split()
 # Calls that can't fail for want of space or by a broken disk, and functions of `os` that are none.
 HARMLESS: Final = frozenset(
@@ -26,6 +27,7 @@ FOREIGN: Final = (
     (files, "_utimensat", True),
     (files, "_fchmodat2", True),
     (files, "_getdents64", False),
+    (files, "_linkat", True),
     (files, "_fallocate", True),
     (files, "_syncfs", False),
     (handles, "_name_to_handle_at", False),

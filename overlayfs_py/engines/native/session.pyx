@@ -251,12 +251,10 @@ cdef class Session:
     cpdef object workers(self):
         """The threads that execute jobs, which a mount that only reads never needs."""
         if self.pool is None:
-            # Loading it takes as long as all else that a mount does before it answers.
-            from concurrent.futures import ThreadPoolExecutor
+            # Loaded when it is needed, for the sake of how long a mount takes to answer.
+            from overlayfs_py.engines.native.workers import Workers
 
-            self.pool = ThreadPoolExecutor(
-                _WORKERS, thread_name_prefix="job", initializer=_run_on, initargs=(self.processors,)
-            )
+            self.pool = Workers(_WORKERS, functools.partial(_run_on, self.processors))
         return self.pool
 
     cdef object advance(self, object steps):
@@ -323,7 +321,7 @@ cdef class Session:
         """Wait for what is under way; the connection is gone."""
         self.ahead.close()
         if self.pool is not None:
-            self.pool.shutdown(wait=True)
+            self.pool.shutdown()
 
 
 def _run_on(processors):
