@@ -28,7 +28,6 @@ from overlayfs_py.runtime.spec import parse_signal
 from overlayfs_py.runtime.state import Container, Containers, Status
 from overlayfs_py.runtime.times import isoformat, parse_moment, since
 
-_GRACE = 10  # seconds, as Docker's
 _LONGEST_COMMAND = 20
 
 _grace_option = click.option(
@@ -36,10 +35,8 @@ _grace_option = click.option(
     "--time",
     "seconds",
     type=click.FloatRange(min=0),
-    default=_GRACE,
-    show_default=True,
     metavar="SECONDS",
-    help="How long it has before it is killed.",
+    help="How long it has before it is killed; else what --stop-timeout said, or 10.",
 )
 
 
@@ -181,7 +178,7 @@ def _write_all(fd: int, data: bytes) -> None:
 @click.command(cls=ContainerCommand)
 @_grace_option
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
-def stop(seconds: float, names: tuple[str, ...]) -> None:
+def stop(seconds: float | None, names: tuple[str, ...]) -> None:
     """End containers by their stop signal, and kill those that don't.
 
     \b
@@ -208,7 +205,7 @@ def kill(name: str, names: tuple[str, ...]) -> None:
 @click.command(cls=ContainerCommand)
 @_grace_option
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
-def restart(seconds: float, names: tuple[str, ...]) -> None:
+def restart(seconds: float | None, names: tuple[str, ...]) -> None:
     """Stop containers and start them again, with the layer they have.
 
     \b

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec
 from overlayfs_py.runtime.state import Container
+from overlayfs_py.sys.credentials import in_initial_user_namespace
 
-_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids")
+_CAP_SYS_RESOURCE = 24
 
 
 def hierarchies() -> dict[str, tuple[Path, int]]:
@@ -42,7 +45,14 @@ def check(spec: Spec) -> None:
         ("memory", "--memory", spec.memory),
         ("cpu", "--cpus", spec.cpus),
         ("pids", "--pids-limit", spec.pids_limit),
+        ("memory", "--memory-swap", spec.memory_swap),
+        ("cpu", "--cpu-shares", spec.cpu_shares),
+        ("cpuset", "--cpuset-cpus", spec.cpuset or None),
     ]
+    for limit in spec.ulimits:
+        ours = resource.getrlimit(getattr(resource, f"RLIMIT_{limit.name.upper()}"))[1]
+        if ours != resource.RLIM_INFINITY and not 0 <= limit.hard <= ours and not _may_raise_limits():
+            raise ContainerError(f"--ulimit {limit.name}: this user may have {ours} at most")
     if all(value is None for _, _, value in asked):
         return
     known = hierarchies()
@@ -51,6 +61,15 @@ def check(spec: Spec) -> None:
             raise ContainerError(
                 f"{option} cannot be set: the cgroup controller {controller!r} is not ours to use here"
             )
+
+
+def _may_raise_limits() -> bool:
+    """Whether this process may have more than its hard limits; capabilities(7), CAP_SYS_RESOURCE."""
+    if not in_initial_user_namespace():
+        return False
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        bits = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(bits >> _CAP_SYS_RESOURCE & 1)
 
 
 def ran_out_of_memory(container: Container) -> bool:

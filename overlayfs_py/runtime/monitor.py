@@ -164,7 +164,7 @@ class _Monitor:
         root_fd = os.open(container.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             around = bundle.Surroundings(
-                user=users.resolve(root_fd, spec.user),
+                user=users.resolve(root_fd, spec.user, spec.groups),
                 volumes=volumes.mounts(self._containers, spec.volumes, root_fd),
                 network_namespace=path,
                 address=address,
@@ -181,6 +181,8 @@ class _Monitor:
 
     def _set_up_network(self) -> tuple[str | None, str | None]:
         spec = self.container.spec
+        if spec.network.startswith("container:"):
+            return self._join_network(spec.network.removeprefix("container:")), None
         if spec.network != "private":
             return (None if spec.network == "host" else ""), None
         # Loaded only here, as a container without a network of its own starts sooner.
@@ -199,6 +201,17 @@ class _Monitor:
         # To be written with the rest once it runs.
         self.status = dataclasses.replace(self.status, address=net.address, ports=ports)
         return net.path, net.address
+
+    def _join_network(self, word: str) -> str:
+        """The network namespace of another container that runs, kept open here. Raises ContainerError."""
+        process = self._containers.find(word).status().process
+        try:
+            if process is None or not process.alive():
+                raise FileNotFoundError
+            fd = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            raise ContainerError(f"the container {word[:12]}, whose network this one has, is not running") from None
+        return f"/proc/{os.getpid()}/fd/{fd}"
 
     def _run(self) -> None:
         """Start the container's process, with its streams connected."""
