@@ -34,6 +34,29 @@ def hierarchies() -> dict[str, tuple[Path, int]]:
     return found
 
 
+def remove(container: Container) -> bool:
+    """Remove the container's groups, in which nothing runs any more; whether that is done."""
+    for home in _mounted():
+        try:
+            os.rmdir(home / cgroup_of(container)[1:])
+        except FileNotFoundError:
+            # Not every hierarchy has one.
+            continue
+        except OSError as error:
+            # EBUSY: a process or a group of its own is in it. The rest: who may not, or it is read-only.
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return False
+    return True
+
+
+def _mounted() -> list[Path]:
+    """Where the hierarchies are mounted, those without a controller too."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
+        rows = [line.split(" ") for line in table]
+    return [Path(row[1]) for row in rows if row[2] in ("cgroup", "cgroup2")]
+
+
 def cgroup_of(container: Container) -> str:
     """Its path in each hierarchy."""
     return f"/ovl-{container.id}"
