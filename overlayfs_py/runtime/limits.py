@@ -127,6 +127,11 @@ def usage(container: Container) -> dict[str, int | None]:
     return used
 
 
+def total_memory() -> int:
+    """Bytes of memory that the machine has, which bounds a container without a limit."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text()
