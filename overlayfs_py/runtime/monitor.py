@@ -98,6 +98,7 @@ class _Monitor:
         "alive",
         "code",
         "container",
+        "failure",
         "pid",
         "reaped",
         "rootless",
@@ -116,6 +117,8 @@ class _Monitor:
         self.reaped: set[int] = set()
         """The children that are gone; their pids may be somebody else's."""
         self.code: int | None = None
+        self.failure = ""
+        """Why the container was ended by this process."""
         self.rootless = is_rootless()
         self.status = container.status()
         self.streams = Streams(container.directory / "log", stdin_once=container.spec.stdin_once)
@@ -259,7 +262,7 @@ class _Monitor:
             self.streams.turn(None)
         self.streams.drain()
         out_of_memory = ran_out_of_memory(self.container)
-        error = self._take_down()
+        error = self._take_down() or self.failure
         if self.streams.lost:
             error = f"a part of the log is lost: {self.streams.lost}"
         if self.container.spec.remove:
@@ -312,7 +315,11 @@ class _Monitor:
             if pid == 0:
                 return
             self.reaped.add(pid)
-            if pid == self.pid:
+            if self.status.daemon is not None and pid == self.status.daemon.pid:
+                # Its root answers no more, and what it writes is lost.
+                self.failure = "the process that serves its root has ended"
+                os.kill(self.pid, signal.SIGKILL)
+            elif pid == self.pid:
                 code = os.waitstatus_to_exitcode(status)
                 self.code = code if code >= 0 else 128 - code
 
