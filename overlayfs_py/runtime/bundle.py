@@ -57,7 +57,8 @@ class Surroundings:
     """Source on the host, target, whether read-only, propagation."""
     network_namespace: str | None
     """A path that leads to it, empty for a fresh one; None for the host's."""
-    address: str | None
+    addresses: Sequence[str]
+    """Those that the container has, of IPv4 and IPv6."""
     rootless: bool
     cgroup: str | None
 
@@ -118,7 +119,7 @@ def write(container: Container, around: Surroundings) -> None:
     """Write config.json and the files that are mounted over the image's. Raises ContainerError."""
     hostname = container.spec.hostname or (os.uname().nodename if _on_host(container.spec) else container.short_id)
     (container.bundle / "hostname").write_text(f"{hostname}\n")
-    (container.bundle / "hosts").write_bytes(_hosts(container.spec, hostname, around.address))
+    (container.bundle / "hosts").write_bytes(_hosts(container.spec, hostname, around.addresses))
     (container.bundle / "resolv.conf").write_bytes(resolv_conf(container.spec))
     for name in _FILES:
         (container.bundle / name).chmod(0o644)
@@ -247,7 +248,7 @@ def _linux(spec: Spec, around: Surroundings) -> dict[str, Any]:
     return linux
 
 
-def _hosts(spec: Spec, hostname: str, address: str | None) -> bytes:
+def _hosts(spec: Spec, hostname: str, addresses: Sequence[str]) -> bytes:
     more = "".join(f"{place}\t{name}\n" for name, place in spec.hosts).encode()
     if _on_host(spec):
         try:
@@ -255,7 +256,7 @@ def _hosts(spec: Spec, hostname: str, address: str | None) -> bytes:
         except FileNotFoundError:
             return more
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    lines.append(f"{address or '127.0.1.1'}\t{hostname}")
+    lines += [f"{address}\t{hostname}" for address in addresses or ("127.0.1.1",)]
     return ("\n".join(lines) + "\n").encode() + more
 
 

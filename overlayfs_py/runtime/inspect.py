@@ -86,7 +86,11 @@ def describe(container: Container, status: Status) -> dict[str, Any]:
             }
             for volume in spec.volumes
         ],
-        "NetworkSettings": {"IPAddress": status.address or "", "Ports": _ports(container, status)},
+        "NetworkSettings": {
+            "IPAddress": status.address or "",
+            "GlobalIPv6Address": status.address6 or "",
+            "Ports": _ports(container, status),
+        },
         "GraphDriver": {
             "Name": "overlayfs-py",
             "Data": {

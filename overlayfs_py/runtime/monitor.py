@@ -141,6 +141,7 @@ class _Monitor:
                 ports=(),
                 daemon=None,
                 address=None,
+                address6=None,
                 out_of_memory=False,
             )
             if client is not None:
@@ -170,7 +171,7 @@ class _Monitor:
                 user=users.resolve(root_fd, spec.user, spec.groups),
                 volumes=volumes.mounts(self._containers, spec.volumes, root_fd),
                 network_namespace=path,
-                address=address,
+                addresses=tuple(filter(None, (address, self.status.address6))),
                 rootless=self.rootless,
                 cgroup=None if self.rootless else cgroup_of(container),
             )
@@ -202,7 +203,7 @@ class _Monitor:
             if sockets:
                 self._undo.callback(self._end_child, publishing.start(sockets, net.address or ""))
         # To be written with the rest once it runs.
-        self.status = dataclasses.replace(self.status, address=net.address, ports=ports)
+        self.status = dataclasses.replace(self.status, address=net.address, address6=net.address6, ports=ports)
         return net.path, net.address
 
     def _join_network(self, word: str) -> str:

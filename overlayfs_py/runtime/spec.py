@@ -55,10 +55,11 @@ class Port:
     host: int
     container: int
     protocol: Literal["tcp", "udp"] = "tcp"
-    address: str = "0.0.0.0"
+    address: str = ""
+    """Empty: every one of the host's, of IPv4 and of IPv6."""
 
     def __str__(self) -> str:
-        address = f"[{self.address}]" if ":" in self.address else self.address
+        address = f"[{self.address}]" if ":" in self.address else self.address or "0.0.0.0"
         return f"{address}:{self.host}->{self.container}/{self.protocol}"
 
 
@@ -396,7 +397,9 @@ def parse_ports(text: str) -> list[Port]:
     match = re.fullmatch(r"(?:(?:\[([^]]*)\]|([^:]*)):(?=.*:))?(?:([\d-]*):)?([\d-]+)(?:/(tcp|udp))?", text)
     if match is None:
         raise wrong
-    address = check_address(match[1] or match[2] or "0.0.0.0", f"-p {text}")
+    address = match[1] or match[2] or ""
+    if address:
+        address = check_address(address, f"-p {text}")
     inside = _port_range(match[4], wrong)
     # 0 is any port that is free, as is none.
     outside = _port_range(match[3], wrong) if (match[3] or "0").strip("0") else [0] * len(inside)

@@ -181,8 +181,11 @@ def test_the_ports_that_an_image_exposes_are_published(ovl: Ovl) -> None:
     ovl.run("commit", "-c", "EXPOSE 80 53/udp", "made", "exposing")
     ovl.run("run", "-d", "--name", "server", "-P", "-p", "127.0.0.1:0:80", "exposing", "sleep", "60")
     lines = ovl.out("port", "server").splitlines()
-    assert [line.partition(" ->")[0] for line in lines] == ["80/tcp", "53/udp"]
-    assert lines[0].startswith("80/tcp -> 127.0.0.1:") and lines[1].startswith("53/udp -> 0.0.0.0:")
+    assert [line.rpartition(":")[0] for line in lines] == [
+        "80/tcp -> 127.0.0.1",
+        "53/udp -> 0.0.0.0",
+        "53/udp -> [::]",
+    ]
 
 
 @pytest.mark.parametrize(
