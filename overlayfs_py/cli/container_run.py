@@ -18,7 +18,7 @@ from overlayfs_py.cli.container_base import ContainerCommand, RunningCommand, co
 from overlayfs_py.cli.container_options import spec_of, with_options
 from overlayfs_py.cli.output import progress
 from overlayfs_py.images import ImageError, Store
-from overlayfs_py.runtime import client, execute, lifecycle
+from overlayfs_py.runtime import client, lifecycle
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.signals import FORWARDED
 from overlayfs_py.runtime.spec import Spec, parse_env
@@ -274,6 +274,9 @@ def execute_(
         terminal=tty and not detach,
         interactive=interactive,
     )
+    # Loaded only here, as a run is not to wait for it.
+    from overlayfs_py.runtime import execute
+
     code = execute.execute(container, spec, detach=detach)
     click.get_current_context().exit(code)
 
