@@ -103,8 +103,9 @@ def remove(container: Container) -> None:
         # It may go by itself, with the namespace, at the same time.
         _quietly("ip", "link", "del", link)
     if shutil.which("nft") is not None:
-        for family in ("ip", "ip6"):
-            _quietly("nft", "delete", "table", family, link)
+        # One that is made first can be deleted whether it was there or not; all in one step, as nft is slow to start.
+        families = ("ip", "ip6") if _ROUTES6.exists() else ("ip",)
+        _quietly("nft", *(f"table {family} {link}; delete table {family} {link};" for family in families))
         return
     for program in filter(shutil.which, ("iptables", "ip6tables")):
         for rule in _quietly(program, "-t", "nat", "-S", "POSTROUTING").splitlines():
