@@ -15,6 +15,8 @@ from overlayfs_py.images.store import default_root
 from overlayfs_py.runtime.errors import ContainerError, NoContainerError
 from overlayfs_py.runtime.state import Container, Containers
 
+_TELLING = 6  # letters of an ID that nobody writes by chance
+
 
 class Failed(Failure):
     """An error for the user, in one line, with an exit status of its own."""
@@ -33,8 +35,11 @@ def _told(error: ContainerError) -> str:
     """What went wrong; more of it where an image was named for a container."""
     if isinstance(error, NoContainerError):
         try:
-            store().image(error.word)
+            image = store().image(error.word)
         except ImageError:
+            return str(error)
+        if len(error.word) < _TELLING and image.id.removeprefix("sha256:").startswith(error.word):
+            # A letter or two begin many an ID.
             return str(error)
         return (
             f"{error.word} is an image, not a container: ovl run makes a container of it, "

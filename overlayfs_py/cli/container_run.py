@@ -2,134 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
-from overlayfs_py.cli.completion import container_names, image_names
+from overlayfs_py.cli.completion import container_names
 from overlayfs_py.cli.container_base import ContainerCommand, RunningCommand, complain, containers, for_each, store
+from overlayfs_py.cli.container_options import spec_of, with_options
 from overlayfs_py.cli.output import progress
 from overlayfs_py.images import ImageError, Store
-from overlayfs_py.runtime import client, execute, lifecycle
+from overlayfs_py.runtime import client, lifecycle
 from overlayfs_py.runtime.errors import ContainerError
-from overlayfs_py.runtime.names import check_hostname
 from overlayfs_py.runtime.signals import FORWARDED
-from overlayfs_py.runtime.spec import (
-    Spec,
-    parse_cpus,
-    parse_env,
-    parse_memory,
-    parse_ports,
-    parse_signal,
-    parse_tmpfs,
-    parse_volume,
-)
+from overlayfs_py.runtime.spec import Spec, parse_env
 from overlayfs_py.runtime.state import Container, Containers
 
 _SIGPIPE_STATUS = 128 + signal.SIGPIPE
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-_OPTIONS = (
-    click.option("--name", help="A name for the container; else one is made up."),
-    click.option("-i", "--interactive", is_flag=True, help="Keep standard input open."),
-    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
-    click.option("-e", "--env", multiple=True, metavar="K[=V]", help="Set a variable, or pass on our own."),
-    click.option("--env-file", multiple=True, metavar="FILE", help="Set the variables that a file lists."),
-    click.option("-w", "--workdir", metavar="DIR", help="The working directory."),
-    click.option("-u", "--user", metavar="USER[:GROUP]", help="Who it runs as; names are the image's."),
-    click.option("-v", "--volume", multiple=True, metavar="SRC:DST[:ro]", help="A directory of the host, or a volume."),
-    click.option("--tmpfs", multiple=True, metavar="DIR[:OPTIONS]", help="A directory in memory."),
-    click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CTR[/udp]", help="Make a port reachable."),
-    click.option(
-        "--network",
-        "--net",
-        type=click.Choice(("private", "host", "none")),
-        default="private",
-        show_default=True,
-        help="The network it is in.",
-    ),
-    click.option("--read-only", is_flag=True, help="Make the root read-only."),
-    click.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 512m."),
-    click.option("--cpus", metavar="N", help="The most CPU time it may use, in CPUs."),
-    click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="The most processes it may have."),
-    click.option("-h", "--hostname", metavar="NAME", help="Its host name; else the beginning of its id."),
-    click.option("--entrypoint", metavar="COMMAND", help="Replace the image's entrypoint and command."),
-    click.option("--cap-add", multiple=True, metavar="CAP", help="Add a capability, or ALL."),
-    click.option("--cap-drop", multiple=True, metavar="CAP", help="Drop a capability, or ALL."),
-    click.option("-l", "--label", multiple=True, metavar="K=V", help="Attach a word of your own."),
-    click.option("--stop-signal", metavar="SIGNAL", help="The signal that asks it to end."),
-    click.option(
-        "--pull",
-        type=click.Choice(("missing", "always", "never")),
-        default="missing",
-        show_default=True,
-        help="When to get the image from its registry.",
-    ),
-    click.option("--rm", "remove", is_flag=True, help="Remove the container when its process ends."),
-    click.argument("image", shell_complete=image_names),
-    click.argument("command", nargs=-1, type=click.UNPROCESSED),
-)
-
-
-def _with_options(function: _Function) -> _Function:
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
 
 def _create(known: Containers, *, stdin_once: bool, **given: Any) -> Container:
     """Make the container that the options ask for."""
-    ports = tuple(port for text in given["publish"] for port in parse_ports(text))
-    if ports and given["network"] != "private":
-        raise ContainerError(f"-p has no meaning with --network {given['network']}")
-    volumes = tuple(parse_volume(text) for text in given["volume"])
-    tmpfs = tuple(parse_tmpfs(text) for text in given["tmpfs"])
-    targets = [volume.target for volume in volumes] + [target for target, _ in tmpfs]
-    if len(set(targets)) != len(targets):
-        twice = next(target for target in targets if targets.count(target) > 1)
-        raise ContainerError(f"two volumes have the target {twice}")
-    if given["workdir"] and not given["workdir"].startswith("/"):
-        raise ContainerError(f"-w: {given['workdir']!r} must be an absolute path in the container")
+    spec = spec_of(known, stdin_once=stdin_once, **given)
     entrypoint = given["entrypoint"]
-    spec = Spec(
-        args=given["command"],
-        env=tuple(parse_env(given["env"], given["env_file"], os.environ)),
-        cwd=given["workdir"] or "",
-        user=given["user"] or "",
-        hostname=check_hostname(given["hostname"]) if given["hostname"] else None,
-        terminal=given["tty"],
-        interactive=given["interactive"],
-        stdin_once=stdin_once,
-        volumes=volumes,
-        tmpfs=tmpfs,
-        ports=ports,
-        network=given["network"],
-        read_only=given["read_only"],
-        memory=parse_memory(given["memory"]) if given["memory"] else None,
-        cpus=parse_cpus(given["cpus"]) if given["cpus"] else None,
-        pids_limit=given["pids_limit"],
-        cap_add=given["cap_add"],
-        cap_drop=given["cap_drop"],
-        remove=given["remove"],
-        stop_signal=parse_signal(given["stop_signal"]) if given["stop_signal"] else 0,
-        labels=tuple((key, value) for key, _, value in (label.partition("=") for label in given["label"])),
-    )
+    with _id_file(given["cidfile"]) as tell:
+        container = _make(known, spec, entrypoint, given)
+        tell(container.id)
+    return container
+
+
+def _make(known: Containers, spec: Spec, entrypoint: str | None, given: dict[str, Any]) -> Container:
     words = None if entrypoint is None else [entrypoint] if entrypoint else []
     images = store()
-    _fetch(images, given["image"], given["pull"])
+    _fetch(images, given["image"], given["pull"], given["platform"])
     # From here on they are for the container, also those that come before it runs.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     return lifecycle.create(known, images, given["image"], spec, name=given["name"], entrypoint=words)
 
 
-def _fetch(images: Store, name: str, when: str) -> None:
+@contextlib.contextmanager
+def _id_file(path: str | None) -> Iterator[Callable[[str], None]]:
+    """Something to tell the id, which a file takes that is there only if all goes well. Raises ContainerError."""
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        file = open(path, "x", encoding="ascii")
+    except OSError as error:
+        raise ContainerError(f"--cidfile {path}: {error.strerror}") from error
+    try:
+        with file:
+            yield lambda text: print(text, end="", file=file)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def _fetch(images: Store, name: str, when: str, platform: str | None) -> None:
     """Get an image from its registry, if `when` says so. Raises ImageError."""
     try:
         images.image(name)
@@ -147,7 +82,7 @@ def _fetch(images: Store, name: str, when: str) -> None:
     try:
         with progress() as shown:
             _, warnings = pull(
-                images, name, access=Access(None, False, True), platform=None, told=shown.told, moved=shown.moved
+                images, name, access=Access(None, False, True), platform=platform, told=shown.told, moved=shown.moved
             )
     except ImageError as error:
         raise ImageError(f"{missing}, and it can't be pulled: {error}" if missing else str(error)) from error
@@ -159,7 +94,7 @@ _SETTINGS = {"allow_interspersed_args": False}
 
 
 @click.command(cls=RunningCommand, context_settings=_SETTINGS)
-@_with_options
+@with_options
 def create(**given: Any) -> None:
     """Make a container of IMAGE, without starting it; prints its id.
 
@@ -172,7 +107,7 @@ def create(**given: Any) -> None:
 
 @click.command(cls=RunningCommand, context_settings=_SETTINGS)
 @click.option("-d", "--detach", is_flag=True, help="Leave it in the background, and print its id.")
-@_with_options
+@with_options
 def run(detach: bool, **given: Any) -> None:
     """Run COMMAND, or the image's own, in a new container of IMAGE.
 
@@ -339,6 +274,9 @@ def execute_(
         terminal=tty and not detach,
         interactive=interactive,
     )
+    # Loaded only here, as a run is not to wait for it.
+    from overlayfs_py.runtime import execute
+
     code = execute.execute(container, spec, detach=detach)
     click.get_current_context().exit(code)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -28,7 +31,6 @@ from overlayfs_py.runtime.spec import parse_signal
 from overlayfs_py.runtime.state import Container, Containers, Status
 from overlayfs_py.runtime.times import isoformat, parse_moment, since
 
-_GRACE = 10  # seconds, as Docker's
 _LONGEST_COMMAND = 20
 
 _grace_option = click.option(
@@ -36,10 +38,8 @@ _grace_option = click.option(
     "--time",
     "seconds",
     type=click.FloatRange(min=0),
-    default=_GRACE,
-    show_default=True,
     metavar="SECONDS",
-    help="How long it has before it is killed.",
+    help="How long it has before it is killed; else what --stop-timeout said, or 10.",
 )
 
 
@@ -76,19 +76,43 @@ def _short(text: str) -> str:
 @click.option("-a", "--all", "everything", is_flag=True, help="Show those that don't run, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.option("--no-trunc", is_flag=True, help="Print ids and commands in full.")
+@click.option("-n", "--last", type=click.IntRange(min=1), metavar="N", help="Show the N made last, running or not.")
+@click.option("-l", "--latest", is_flag=True, help="As -n 1.")
+@click.option(
+    "-f",
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only those whose name or id has VALUE in it, or whose status, exited (with that code), ancestor (image), "
+    "label, volume or network is it.",
+)
 @format_option
-def ps(everything: bool, quiet: bool, no_trunc: bool, form: str) -> None:
+def ps(
+    everything: bool,
+    quiet: bool,
+    no_trunc: bool,
+    last: int | None,
+    latest: bool,
+    filters: tuple[str, ...],
+    form: str,
+) -> None:
     """List the running containers.
 
     \b
-    Example:
+    Examples:
       ovl ps -a
+      ovl rm $(ovl ps -aq -f status=exited)
     """
-    rows = [
-        _row(container, status)
+    wanted = _wanted(filters)
+    last = 1 if latest else last
+    everything = everything or last is not None or bool({"status", "exited"} & wanted.keys())
+    found = [
+        (container, status)
         for container, status in lifecycle.settle_all(containers())
-        if everything or status.phase == "running"
+        if (everything or status.phase == "running") and _passes(container, status, wanted)
     ]
+    rows = [_row(container, status) for container, status in found[:last]]
     if quiet:
         for row in rows:
             click.echo(row["Id"] if no_trunc else row["Id"][:12])
@@ -105,19 +129,84 @@ def ps(everything: bool, quiet: bool, no_trunc: bool, form: str) -> None:
     print_rows(rows, columns, form)
 
 
+_FILTERS = ("name", "id", "status", "exited", "ancestor", "label", "volume", "network")
+
+
+def _wanted(filters: tuple[str, ...]) -> dict[str, list[str]]:
+    """The values of each kind of filter; one of them is to apply. Raises ContainerError."""
+    wanted: dict[str, list[str]] = {}
+    for text in filters:
+        key, equals, value = text.partition("=")
+        if key not in _FILTERS or not equals:
+            raise ContainerError(f"--filter {text}: write KEY=VALUE, with one of {', '.join(_FILTERS)}")
+        wanted.setdefault(key, []).append(value)
+    return wanted
+
+
+def _passes(container: Container, status: Status, wanted: dict[str, list[str]]) -> bool:
+    spec = container.spec
+    places = [place for volume in spec.volumes for place in (volume.name, volume.source, volume.target)]
+    labels = [label for key, value in spec.labels for label in (key, f"{key}={value}")]
+    images = (container.image_name, container.image_name.removesuffix(":latest"))
+
+    def applies(key: str, value: str) -> bool:
+        if key == "name":
+            return value in container.name
+        if key == "id":
+            return container.id.startswith(value)
+        if key == "ancestor":
+            return value.removesuffix(":latest") in images or container.image.removeprefix("sha256:").startswith(value)
+        if key == "exited":
+            return status.phase == "exited" and str(status.exit_code) == value
+        values: dict[str, Sequence[str | None]] = {
+            "status": [status.phase],
+            "label": labels,
+            "volume": places,
+            "network": [spec.network],
+        }
+        return value in values[key]
+
+    # Each label is to be there, as in Docker.
+    return all(
+        (all if key == "label" else any)(applies(key, value) for value in values) for key, values in wanted.items()
+    )
+
+
 @click.command(cls=ContainerCommand)
+@click.option("-f", "--format", "template", metavar="TEMPLATE", help="Print this, with each {{.Key.Key}} filled in.")
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER|IMAGE...", shell_complete=any_names)
-def inspect(names: tuple[str, ...]) -> None:
+def inspect(template: str | None, names: tuple[str, ...]) -> None:
     """Print all there is to know of containers and images.
 
     It is JSON, with the keys of `docker inspect`.
 
     \b
-    Example:
+    Examples:
       ovl inspect web debian:12
+      ovl inspect -f '{{.State.Pid}} {{json .Mounts}}' web
     """
     known = containers()
-    print_json([_inspect(known, name) for name in names])
+    found = [_inspect(known, name) for name in names]
+    if template is None or template == "json":
+        print_json(found)
+        return
+    for one in found:
+        click.echo(_FIELD.sub(lambda match, one=one: _field(one, match[1]), template))  # type: ignore[misc]
+
+
+_FIELD = re.compile(r"\{\{(.*?)\}\}")
+
+
+def _field(data: Any, text: str) -> str:
+    """What a template's field stands for; of those of Docker's the plain ones. Raises ContainerError."""
+    match = re.fullmatch(r"\s*(json\s+)?\.([\w.]*)\s*", text)
+    if match is None:
+        raise ContainerError(f"{{{{{text}}}}}: a field is written {{{{.Key.Key}}}} or {{{{json .Key}}}}")
+    for key in filter(None, match[2].split(".")):
+        if not isinstance(data, dict) or key not in data:
+            raise ContainerError(f"there is no {key!r} in {match[2]!r}")
+        data = data[key]
+    return data if isinstance(data, str) and not match[1] else json.dumps(data, ensure_ascii=False)
 
 
 def _inspect(known: Containers, name: str) -> dict[str, Any]:
@@ -181,7 +270,7 @@ def _write_all(fd: int, data: bytes) -> None:
 @click.command(cls=ContainerCommand)
 @_grace_option
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
-def stop(seconds: float, names: tuple[str, ...]) -> None:
+def stop(seconds: float | None, names: tuple[str, ...]) -> None:
     """End containers by their stop signal, and kill those that don't.
 
     \b
@@ -208,7 +297,7 @@ def kill(name: str, names: tuple[str, ...]) -> None:
 @click.command(cls=ContainerCommand)
 @_grace_option
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
-def restart(seconds: float, names: tuple[str, ...]) -> None:
+def restart(seconds: float | None, names: tuple[str, ...]) -> None:
     """Stop containers and start them again, with the layer they have.
 
     \b

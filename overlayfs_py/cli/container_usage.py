@@ -28,8 +28,6 @@ from overlayfs_py.runtime.process import Process
 from overlayfs_py.runtime.state import Container, Containers
 from overlayfs_py.runtime.times import isoformat
 
-_UNLIMITED = 1 << 60  # bytes; version 1 of cgroups has such a number for no limit
-
 
 @click.command(cls=ContainerCommand, context_settings={"ignore_unknown_options": True})
 @click.argument("name", metavar="CONTAINER", shell_complete=container_names)
@@ -60,18 +58,22 @@ def _stats(known: Containers, chosen: list[str], seconds: float) -> list[Row]:
             running.append((container, status.process, _sample(container, status.process)))
     time.sleep(seconds if running else 0)
     rows = []
+    total = limits.total_memory()
     for container, first, before in running:
         after = _sample(container, first)
         was, used = before[1]["cpu"], after[1]
         cpu = None if was is None or used["cpu"] is None else (used["cpu"] - was) / 1e9 / (after[0] - before[0]) * 100
-        limit = used["memory_limit"]
+        memory, limit = used["memory"], used["memory_limit"]
+        if limit is None or limit > total:
+            limit = total
         rows.append(
             {
                 "Id": container.id,
                 "Name": container.name,
                 "CPUPercent": cpu,
-                "Memory": used["memory"],
-                "MemoryLimit": None if limit is None or limit > _UNLIMITED else limit,
+                "Memory": memory,
+                "MemoryLimit": limit,
+                "MemoryPercent": None if memory is None else memory / limit * 100,
                 "Received": after[2][0],
                 "Sent": after[2][1],
                 "Pids": used["pids"],
@@ -83,11 +85,16 @@ def _stats(known: Containers, chosen: list[str], seconds: float) -> list[Row]:
 _STATS: list[Column] = [
     ("CONTAINER ID", lambda row: row["Id"][:12]),
     ("NAME", lambda row: row["Name"]),
-    ("CPU %", lambda row: "--" if row["CPUPercent"] is None else f"{row['CPUPercent']:.2f}%"),
+    ("CPU %", lambda row: _percent(row["CPUPercent"])),
     ("MEM USAGE / LIMIT", lambda row: f"{_size(row['Memory'])} / {_size(row['MemoryLimit'])}"),
+    ("MEM %", lambda row: _percent(row["MemoryPercent"])),
     ("NET I/O", lambda row: f"{human_size(row['Received'])} / {human_size(row['Sent'])}"),
     ("PIDS", lambda row: "--" if row["Pids"] is None else str(row["Pids"])),
 ]
+
+
+def _percent(value: float | None) -> str:
+    return "--" if value is None else f"{value:.2f}%"
 
 
 def _size(size: int | None) -> str:
@@ -311,4 +318,5 @@ def _remove_image(images: Store, image: Image) -> None:
         click.echo(f"image {image.names[0] if image.names else image.short_id}")
 
 
-commands: list[click.Command] = [top, stats, volume, system]
+# `prune` without `system` is the same command.
+commands: list[click.Command] = [top, stats, volume, system, system_prune]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any, Final
+from unicodedata import combining, east_asian_width
 
 import click
 
@@ -20,7 +21,7 @@ _SPANS: Final = (
     ("hour", 3_600),
     ("minute", 60),
 )
-_UNBROKEN: Final = 100_000
+_GAP: Final = 3
 
 format_option = click.option(
     "--format",
@@ -56,16 +57,34 @@ def print_json(value: object) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Rows under headings on standard output; long cells are cut to a terminal's width, but nowhere else."""
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_plainly(columns, cells)
+        return
+    # Loaded only here, as it takes longer than most commands.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _UNBROKEN, highlight=False, soft_wrap=False).print(table)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console(highlight=False, soft_wrap=False).print(table)
+
+
+def _print_plainly(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [columns, *rows]
+    widths = [max(_width(line[at]) for line in lines) for at in range(len(columns))]
+    for line in lines:
+        padded = (cell + " " * (width + _GAP - _width(cell)) for cell, width in zip(line, widths, strict=True))
+        click.echo("".join(padded).rstrip(" "))
+
+
+def _width(text: str) -> int:
+    """The columns that a terminal gives to a text."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def human_size(size: int) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.util
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -88,8 +91,23 @@ class Commands(click.Group):
             raise failure from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_streams()
         kwargs.setdefault("prog_name", "ovl")
         return super().main(*args, **kwargs)
+
+
+def _open_streams() -> None:
+    """Have something behind standard input, output and error, also for who runs us without; else files that we open
+    would take their places."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            # The lowest number that is free is the one that is missing.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def execute(container: Container, spec: Spec, *, detach: bool) -> int:
     """
     root_fd = os.open(container.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        user = users.resolve(root_fd, spec.user)
+        user = users.resolve(root_fd, spec.user, spec.groups)
     finally:
         os.close(root_fd)
     with tempfile.TemporaryDirectory(prefix=".exec-", dir=container.directory) as place:

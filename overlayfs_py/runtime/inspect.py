@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from overlayfs_py.runtime.spec import Spec
 from overlayfs_py.runtime.state import Container, Status
 from overlayfs_py.runtime.times import isoformat
 
@@ -41,6 +42,7 @@ def describe(container: Container, status: Status) -> dict[str, Any]:
             "WorkingDir": spec.cwd,
             "Labels": dict(spec.labels),
             "StopSignal": spec.stop_signal,
+            "StopTimeout": spec.stop_timeout,
         },
         "HostConfig": {
             "NetworkMode": spec.network,
@@ -52,6 +54,26 @@ def describe(container: Container, status: Status) -> dict[str, Any]:
             "CapAdd": list(spec.cap_add),
             "CapDrop": list(spec.cap_drop),
             "Tmpfs": dict(spec.tmpfs),
+            "MemorySwap": spec.memory_swap or 0,
+            "CpuShares": spec.cpu_shares or 0,
+            "CpusetCpus": spec.cpuset,
+            "OomScoreAdj": spec.oom_score_adj or 0,
+            "ShmSize": spec.shm_size,
+            "Init": spec.init,
+            "Privileged": spec.privileged,
+            "PublishAllPorts": spec.publish_all,
+            "GroupAdd": list(spec.groups),
+            "Sysctls": dict(spec.sysctls),
+            "Dns": list(spec.dns),
+            "DnsSearch": list(spec.dns_search),
+            "DnsOptions": list(spec.dns_options),
+            "ExtraHosts": [f"{name}:{address}" for name, address in spec.hosts],
+            "SecurityOpt": _security(spec),
+            "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in spec.ulimits],
+            "Devices": [
+                {"PathOnHost": device.source, "PathInContainer": device.target, "CgroupPermissions": device.access}
+                for device in spec.devices
+            ],
         },
         "Mounts": [
             {
@@ -64,7 +86,11 @@ def describe(container: Container, status: Status) -> dict[str, Any]:
             }
             for volume in spec.volumes
         ],
-        "NetworkSettings": {"IPAddress": status.address or "", "Ports": _ports(container, status)},
+        "NetworkSettings": {
+            "IPAddress": status.address or "",
+            "GlobalIPv6Address": status.address6 or "",
+            "Ports": _ports(container, status),
+        },
         "GraphDriver": {
             "Name": "overlayfs-py",
             "Data": {
@@ -75,6 +101,11 @@ def describe(container: Container, status: Status) -> dict[str, Any]:
             },
         },
     }
+
+
+def _security(spec: Spec) -> list[str]:
+    seccomp = {None: [], "": ["seccomp=unconfined"]}.get(spec.seccomp, [f"seccomp={spec.seccomp}"])
+    return [*(["no-new-privileges"] if spec.no_new_privileges else []), *seccomp]
 
 
 def _ports(container: Container, status: Status) -> dict[str, list[dict[str, str]]]:

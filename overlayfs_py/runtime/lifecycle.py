@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overlayfs_py.images import Store
-from overlayfs_py.runtime import bundle, client, limits, monitor, names, oci, root, volumes
+from overlayfs_py.runtime import bundle, client, devices, limits, monitor, names, oci, root, volumes
 from overlayfs_py.runtime.errors import ContainerError
-from overlayfs_py.runtime.spec import Spec, Volume, merge_env, parse_signal, parse_target
+from overlayfs_py.runtime.spec import Spec, Volume, merge_env, parse_ports, parse_signal, parse_target
 from overlayfs_py.runtime.state import Container, Containers, Status, make_directory, remove_tree, removing
 from overlayfs_py.runtime.userns import is_rootless
 
 KILLED = 128 + signal.SIGKILL
 LOST = "the monitor of the container was killed, and the container with it"
+_GRACE = 10.0  # seconds that a process has to end when it is asked to
 _PATIENCE = 30.0  # seconds for a process that was killed, and what watches it, to be gone
 
 
@@ -40,6 +41,8 @@ def complete(spec: Spec, config: Mapping[str, Any], *, entrypoint: Sequence[str]
     taken = {volume.target for volume in spec.volumes} | {target for target, _ in spec.tmpfs}
     declared = (parse_target(target, "the image's volume") for target in inner.get("Volumes") or ())
     added = (Volume(target, name=names.new_id(), anonymous=True) for target in declared if target not in taken)
+    published = {(port.container, port.protocol) for port in spec.ports}
+    exposed = (port for text in inner.get("ExposedPorts") or () if spec.publish_all for port in parse_ports(text))
     stop_signal = inner.get("StopSignal")
     return dataclasses.replace(
         spec,
@@ -48,6 +51,7 @@ def complete(spec: Spec, config: Mapping[str, Any], *, entrypoint: Sequence[str]
         cwd=spec.cwd or inner.get("WorkingDir") or "/",
         user=spec.user or inner.get("User") or "",
         volumes=(*spec.volumes, *added),
+        ports=(*spec.ports, *(port for port in exposed if (port.container, port.protocol) not in published)),
         stop_signal=spec.stop_signal or (parse_signal(stop_signal) if stop_signal else signal.SIGTERM),
         labels=tuple({**(inner.get("Labels") or {}), **dict(spec.labels)}.items()),
     )
@@ -67,6 +71,9 @@ def create(
         names.check(name)
     limits.check(spec)
     bundle.capabilities(spec)
+    devices.of(spec)
+    if spec.init:
+        bundle.find_init()
     oci.find()
     containers.sweep()
     with store.locked(exclusive=False):
@@ -212,9 +219,10 @@ def kill(containers: Containers, container: Container, number: int) -> None:
         raise ContainerError(f"container {container.name} is not running", 1)
 
 
-def stop(containers: Containers, container: Container, seconds: float, number: int | None = None) -> None:
+def stop(containers: Containers, container: Container, seconds: float | None, number: int | None = None) -> None:
     """Ask the container's process to end, by its stop signal; kill it after so many seconds. Raises ContainerError.
 
+    Without a number of seconds it is the container's own, or 10, as Docker's.
     Returns when all of it is down; at once for a container that does not run.
     """
     if not settle(containers, container).is_up:
@@ -227,6 +235,8 @@ def stop(containers: Containers, container: Container, seconds: float, number: i
             return
         raise
     assert status.process is not None and status.monitor is not None
+    if seconds is None:
+        seconds = _GRACE if container.spec.stop_timeout is None else container.spec.stop_timeout
     status.process.send(number or container.spec.stop_signal)
     if not status.process.wait(seconds):
         status.process.send(signal.SIGKILL)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 from overlayfs_py.runtime.errors import ContainerError
 from overlayfs_py.runtime.spec import Spec
 from overlayfs_py.runtime.state import Container
+from overlayfs_py.sys.credentials import in_initial_user_namespace
 
-_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids")
+_CAP_SYS_RESOURCE = 24
 
 
 def hierarchies() -> dict[str, tuple[Path, int]]:
@@ -31,6 +34,29 @@ def hierarchies() -> dict[str, tuple[Path, int]]:
     return found
 
 
+def remove(container: Container) -> bool:
+    """Remove the container's groups, in which nothing runs any more; whether that is done."""
+    for home in _mounted():
+        try:
+            os.rmdir(home / cgroup_of(container)[1:])
+        except FileNotFoundError:
+            # Not every hierarchy has one.
+            continue
+        except OSError as error:
+            # EBUSY: a process or a group of its own is in it. The rest: who may not, or it is read-only.
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return False
+    return True
+
+
+def _mounted() -> list[Path]:
+    """Where the hierarchies are mounted, those without a controller too."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as table:
+        rows = [line.split(" ") for line in table]
+    return [Path(row[1]) for row in rows if row[2] in ("cgroup", "cgroup2")]
+
+
 def cgroup_of(container: Container) -> str:
     """Its path in each hierarchy."""
     return f"/ovl-{container.id}"
@@ -42,7 +68,14 @@ def check(spec: Spec) -> None:
         ("memory", "--memory", spec.memory),
         ("cpu", "--cpus", spec.cpus),
         ("pids", "--pids-limit", spec.pids_limit),
+        ("memory", "--memory-swap", spec.memory_swap),
+        ("cpu", "--cpu-shares", spec.cpu_shares),
+        ("cpuset", "--cpuset-cpus", spec.cpuset or None),
     ]
+    for limit in spec.ulimits:
+        ours = resource.getrlimit(getattr(resource, f"RLIMIT_{limit.name.upper()}"))[1]
+        if ours != resource.RLIM_INFINITY and not 0 <= limit.hard <= ours and not _may_raise_limits():
+            raise ContainerError(f"--ulimit {limit.name}: this user may have {ours} at most")
     if all(value is None for _, _, value in asked):
         return
     known = hierarchies()
@@ -51,6 +84,15 @@ def check(spec: Spec) -> None:
             raise ContainerError(
                 f"{option} cannot be set: the cgroup controller {controller!r} is not ours to use here"
             )
+
+
+def _may_raise_limits() -> bool:
+    """Whether this process may have more than its hard limits; capabilities(7), CAP_SYS_RESOURCE."""
+    if not in_initial_user_namespace():
+        return False
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        bits = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(bits >> _CAP_SYS_RESOURCE & 1)
 
 
 def ran_out_of_memory(container: Container) -> bool:
@@ -83,6 +125,11 @@ def usage(container: Container) -> dict[str, int | None]:
     if "pids" in known:
         used["pids"] = _number(known["pids"][0] / group / "pids.current")
     return used
+
+
+def total_memory() -> int:
+    """Bytes of memory that the machine has, which bounds a container without a limit."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _read(path: Path) -> str:

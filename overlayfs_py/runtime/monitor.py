@@ -98,6 +98,7 @@ class _Monitor:
         "alive",
         "code",
         "container",
+        "failure",
         "pid",
         "reaped",
         "rootless",
@@ -116,6 +117,8 @@ class _Monitor:
         self.reaped: set[int] = set()
         """The children that are gone; their pids may be somebody else's."""
         self.code: int | None = None
+        self.failure = ""
+        """Why the container was ended by this process."""
         self.rootless = is_rootless()
         self.status = container.status()
         self.streams = Streams(container.directory / "log", stdin_once=container.spec.stdin_once)
@@ -138,6 +141,7 @@ class _Monitor:
                 ports=(),
                 daemon=None,
                 address=None,
+                address6=None,
                 out_of_memory=False,
             )
             if client is not None:
@@ -164,10 +168,10 @@ class _Monitor:
         root_fd = os.open(container.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             around = bundle.Surroundings(
-                user=users.resolve(root_fd, spec.user),
+                user=users.resolve(root_fd, spec.user, spec.groups),
                 volumes=volumes.mounts(self._containers, spec.volumes, root_fd),
                 network_namespace=path,
-                address=address,
+                addresses=tuple(filter(None, (address, self.status.address6))),
                 rootless=self.rootless,
                 cgroup=None if self.rootless else cgroup_of(container),
             )
@@ -181,6 +185,8 @@ class _Monitor:
 
     def _set_up_network(self) -> tuple[str | None, str | None]:
         spec = self.container.spec
+        if spec.network.startswith("container:"):
+            return self._join_network(spec.network.removeprefix("container:")), None
         if spec.network != "private":
             return (None if spec.network == "host" else ""), None
         # Loaded only here, as a container without a network of its own starts sooner.
@@ -197,8 +203,19 @@ class _Monitor:
             if sockets:
                 self._undo.callback(self._end_child, publishing.start(sockets, net.address or ""))
         # To be written with the rest once it runs.
-        self.status = dataclasses.replace(self.status, address=net.address, ports=ports)
+        self.status = dataclasses.replace(self.status, address=net.address, address6=net.address6, ports=ports)
         return net.path, net.address
+
+    def _join_network(self, word: str) -> str:
+        """The network namespace of another container that runs, kept open here. Raises ContainerError."""
+        process = self._containers.find(word).status().process
+        try:
+            if process is None or not process.alive():
+                raise FileNotFoundError
+            fd = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            raise ContainerError(f"the container {word[:12]}, whose network this one has, is not running") from None
+        return f"/proc/{os.getpid()}/fd/{fd}"
 
     def _run(self) -> None:
         """Start the container's process, with its streams connected."""
@@ -246,7 +263,7 @@ class _Monitor:
             self.streams.turn(None)
         self.streams.drain()
         out_of_memory = ran_out_of_memory(self.container)
-        error = self._take_down()
+        error = self._take_down() or self.failure
         if self.streams.lost:
             error = f"a part of the log is lost: {self.streams.lost}"
         if self.container.spec.remove:
@@ -299,7 +316,11 @@ class _Monitor:
             if pid == 0:
                 return
             self.reaped.add(pid)
-            if pid == self.pid:
+            if self.status.daemon is not None and pid == self.status.daemon.pid:
+                # Its root answers no more, and what it writes is lost.
+                self.failure = "the process that serves its root has ended"
+                os.kill(self.pid, signal.SIGKILL)
+            elif pid == self.pid:
                 code = os.waitstatus_to_exitcode(status)
                 self.code = code if code >= 0 else 128 - code
 

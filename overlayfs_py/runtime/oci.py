@@ -13,8 +13,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from overlayfs_py.runtime import limits
 from overlayfs_py.runtime.errors import CANNOT_INVOKE, FAILED, NOT_FOUND, ContainerError
 from overlayfs_py.runtime.state import Container
+from overlayfs_py.runtime.userns import is_rootless
 
 _NAMES = ("runc", "crun")
 
@@ -71,8 +73,15 @@ def run(
 
 def delete(container: Container) -> None:
     """Kill what is left of the container and remove what the runtime keeps of it. Raises ContainerError."""
-    if (container.directory / "runtime" / container.id).exists():
+    kept = container.directory / "runtime" / container.id
+    if not kept.exists():
+        return
+    # With its first process all others of its PID namespace have ended, and that is most of what the runtime would
+    # see to; its start takes as long as that of the container.
+    if is_rootless() or not limits.remove(container):
         _quietly(container, "delete", "--force")
+    else:
+        shutil.rmtree(kept)
 
 
 def pause(container: Container) -> None:

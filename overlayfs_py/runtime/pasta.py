@@ -64,9 +64,13 @@ def _command(net: Network, ports: Sequence[Port], pid_file: Path) -> list[str]:
     command = ["pasta", "--config-net", "--foreground", "--quiet", "--netns-only", "--pid", str(pid_file)]
     for protocol, option in (("tcp", "-t"), ("udp", "-u")):
         mine = [port for port in ports if port.protocol == protocol]
+        both = {(port.host, port.container) for port in mine if port.address == "::"}
         for port in mine:
-            where = "" if port.address == "0.0.0.0" else f"{port.address}/"
-            command += [option, f"{where}{port.host}:{port.container}"]
+            everywhere = port.address in ("0.0.0.0", "::") and (port.host, port.container) in both
+            if everywhere and port.address == "::":
+                # Without an address it is for IPv4 and for IPv6.
+                continue
+            command += [option, f"{'' if everywhere else f'{port.address}/'}{port.host}:{port.container}"]
         if not mine:
             command += [option, "none"]
     return [*command, "-T", "none", "-U", "none", "--netns", f"/proc/self/fd/{net.fd}"]

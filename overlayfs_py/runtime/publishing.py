@@ -5,6 +5,7 @@ What it does with them is in `proxy`.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -16,19 +17,38 @@ from overlayfs_py.runtime.spec import Port
 from overlayfs_py.sys import namespaces
 from overlayfs_py.sys.descriptors import close_all_but
 
+_ATTEMPTS = 10
+
 
 def bind(ports: Sequence[Port]) -> list[tuple[socket.socket, Port]]:
     """A bound socket for each port, and the port with its number where any would do. Raises ContainerError."""
     bound: list[tuple[socket.socket, Port]] = []
     try:
         for port in ports:
-            bound.append(_bind(port))
+            bound += [_bind(port)] if port.address else _bind_everywhere(port)
     except OSError as error:
         for made, _ in bound:
             made.close()
         reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ContainerError(f"cannot publish port {port}: {reason}") from error
     return bound
+
+
+def _bind_everywhere(port: Port) -> list[tuple[socket.socket, Port]]:
+    """The same number for IPv4 and, where the machine has it, for IPv6."""
+    left = _ATTEMPTS
+    while True:
+        left -= 1
+        first = _bind(dataclasses.replace(port, address="0.0.0.0"))
+        try:
+            return [first, _bind(dataclasses.replace(first[1], address="::"))]
+        except OSError as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                return [first]
+            first[0].close()
+            # One that is free for IPv4 alone was no choice of the user's.
+            if error.errno != errno.EADDRINUSE or port.host or not left:
+                raise
 
 
 def _bind(port: Port) -> tuple[socket.socket, Port]:

@@ -41,6 +41,7 @@ class Status:
     daemon: Process | None = None
     """What serves the mount at root."""
     address: str | None = None
+    address6: str | None = None
     ports: tuple[Port, ...] = ()
     started: float | None = None
     finished: float | None = None
@@ -62,6 +63,7 @@ class Status:
             process=None,
             daemon=None,
             address=None,
+            address6=None,
             ports=(),
             finished=time.time(),
             exit_code=exit_code,

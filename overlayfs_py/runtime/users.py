@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlayfs_py.images.owners import mapped
@@ -27,8 +28,11 @@ class User:
     home: str
 
 
-def resolve(root_fd: int, text: str) -> User:
-    """The user that `USER[:GROUP]`, names or numbers, means in this root. Raises ContainerError."""
+def resolve(root_fd: int, text: str, added: Sequence[str] = ()) -> User:
+    """The user that `USER[:GROUP]`, names or numbers, means in this root, with the groups `added`.
+
+    Raises ContainerError.
+    """
     user, colon, group = text.partition(":")
     accounts = _entries(root_fd, b"etc/passwd", 7)
     groups = _entries(root_fd, b"etc/group", 4)
@@ -50,6 +54,7 @@ def resolve(root_fd: int, text: str) -> User:
     elif account is not None:
         name = account[0]
         more = [int(entry[2]) for entry in groups if name in entry[3].split(",") and entry[2].isdigit()]
+    more += [_group(groups, word) for word in added]
     for table, number in (("uid_map", uid), ("gid_map", gid)):
         if not mapped(table, number):
             raise ContainerError(

@@ -72,11 +72,17 @@ def registry(base: Path, users: dict[str, str] | None = None, *, tls: bool = Fal
 class Behaviour:
     """What the front does: `cut` is after how many bytes each of the next answers to a GET of a blob ends.
 
-    With `stall` it then sends nothing, until `stalled` is set. With `token` a request needs it; `/token` gives it to
-    `user`. `lie` changes a byte of each blob. `asked` are the requests that came: method, path and Range.
+    `cut_uploads` is after how many each of the next large bodies of a PATCH does; it is `forgetful` where it then knows
+    of no upload, as Debian's docker-registry by itself. With `stall` it then sends nothing, until `stalled` is set.
+    With `token` a request needs it; `/token` gives it to `user`. `lie` changes a byte of each blob. `asked` are the
+    requests that came: method, path and Range or Content-Range.
     """
 
     cut: list[int] = field(default_factory=list)
+    cut_uploads: list[int] = field(default_factory=list)
+    forgetful: bool = False
+    uploads: dict[str, str] = field(default_factory=dict)
+    """Where an upload that was cut off goes on behind the front, by its path."""
     stall: bool = False
     stalled: threading.Event = field(default_factory=threading.Event)
     token: str = ""
@@ -118,8 +124,12 @@ def front(behind: int, behaviour: Behaviour) -> Iterator[int]:
 def _serve(handler: BaseHTTPRequestHandler, behind: int, behaviour: Behaviour) -> None:
     given = handler.headers.get("Authorization", "")
     size = int(handler.headers.get("Content-Length") or 0)
-    body = handler.rfile.read(size) if size else b""
-    behaviour.asked.append((handler.command, handler.path, handler.headers.get("Range", "")))
+    cut_off = (
+        behaviour.cut_uploads.pop(0) if handler.command == "PATCH" and size > 10_000 and behaviour.cut_uploads else None
+    )
+    body = handler.rfile.read(size if cut_off is None else cut_off) if size else b""
+    part = handler.headers.get("Range", "") or handler.headers.get("Content-Range", "")
+    behaviour.asked.append((handler.command, handler.path, part))
     path = urlsplit(handler.path).path
     if path == "/token":
         behaviour.authorised.append(given)
@@ -130,14 +140,24 @@ def _serve(handler: BaseHTTPRequestHandler, behind: int, behaviour: Behaviour) -
         challenge = f'Bearer realm="http://{host}/token",service="test",scope="repository:x:pull,push"'
         _answer(handler, 401, b"{}", {"WWW-Authenticate": challenge})
         return
+    if behaviour.forgetful and handler.command == "GET" and "/uploads/" in path:
+        _answer(handler, 404, b"{}", {})
+        return
     connection = http.client.HTTPConnection("127.0.0.1", behind, timeout=20)
     try:
-        headers = {name: value for name, value in handler.headers.items() if name != "Authorization"}
+        left_out = ("Authorization",) if cut_off is None else ("Authorization", "Content-Length")
+        headers = {name: value for name, value in handler.headers.items() if name not in left_out}
         if behaviour.no_ranges:
             headers.pop("Range", None)
-        connection.request(handler.command, handler.path, body, headers)
+        target = behaviour.uploads.pop(path, handler.path) if handler.command == "GET" else handler.path
+        connection.request(handler.command, target, body, headers)
         answer = connection.getresponse()
         data = answer.read()
+        if cut_off is not None:
+            behaviour.uploads[path] = "{0.path}?{0.query}".format(urlsplit(answer.headers["Location"]))
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
         kept = {name: value for name, value in answer.getheaders() if name not in ("Content-Length", "Connection")}
         is_blob = handler.command == "GET" and "/blobs/sha256:" in path
         if is_blob and behaviour.lie:

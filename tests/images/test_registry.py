@@ -103,6 +103,27 @@ def test_a_download_that_is_cut_off_goes_on_where_it_was(
     assert asked == (["bytes=100000-", "bytes=150000-"] if ranges else ["bytes=100000-", "bytes=50000-"])
 
 
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_an_upload_that_is_cut_off_goes_on_where_it_was(
+    store: Store, other: Store, image: Image, port: int, forgetful: bool
+) -> None:
+    behaviour = Behaviour(cut_uploads=[100_000, 50_000], forgetful=forgetful)
+    with front(port, behaviour) as number:
+        push(store, image, f"127.0.0.1:{number}/image:1")
+    assert pull(other, f"127.0.0.1:{port}/image:1")[0].id == image.id
+    starts = [asked.partition("-")[0] for method, _, asked in behaviour.asked if method == "PATCH" and asked]
+    assert starts == ([] if forgetful else ["100000", "150000"])
+    assert behaviour.cut_uploads == []
+
+
+def test_an_upload_that_never_gets_through_is_one_line(store: Store, image: Image, port: int) -> None:
+    with (
+        front(port, Behaviour(cut_uploads=[0] * 20)) as number,
+        pytest.raises(ImageError, match=rf"^the connection to 127\.0\.0\.1:{number} failed: "),
+    ):
+        push(store, image, f"127.0.0.1:{number}/image:1")
+
+
 def test_a_pull_after_one_that_failed_goes_on_where_that_was(
     store: Store, other: Store, image: Image, port: int
 ) -> None:

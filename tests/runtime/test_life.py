@@ -188,6 +188,9 @@ def test_an_image_named_for_a_container_is_told(ovl: Ovl) -> None:
         told = ovl.error(*words, status=1)
         assert told.startswith("busy is an image, not a container: ovl run makes a container of it"), words
     assert ovl.error("diff", "nosuch", status=1) == "no such container: nosuch"
+    # What happens to begin the image's ID is no such name.
+    begun = ovl.out("inspect", "-f", "{{.Id}}", "busy").removeprefix("sha256:")[:2]
+    assert ovl.error("diff", begun, status=1) == f"no such container: {begun}"
 
 
 def test_names_of_containers_and_volumes_are_completed(ovl: Ovl, monkeypatch: pytest.MonkeyPatch) -> None:

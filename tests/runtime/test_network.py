@@ -1,11 +1,15 @@
 """Networks and published ports."""
 
+import contextlib
+import dataclasses
 import http.client
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +111,77 @@ def test_a_network_of_its_own_reaches_the_host_and_none_reaches_nothing(ovl: Ovl
     assert [line.split()[1] for line in links] == ["lo:"]
     theirs = ovl.out("run", "--rm", "--network", "host", "busy", "readlink", "/proc/self/ns/net")
     assert theirs.strip() == str(Path("/proc/self/ns/net").readlink())
+
+
+@pytest.fixture
+def near(ovl: Ovl) -> Iterator[Ovl]:
+    """In a network that stands for a machine, joined to another one, 198.51.100.2, that is its way out of IPv4."""
+    with contextlib.ExitStack() as stack:
+        inside = []
+        for _ in range(2):
+            holder = stack.enter_context(subprocess.Popen(["unshare", "--net", "sleep", "infinity"]))
+            stack.callback(holder.kill)
+            assert within(20, lambda pid=holder.pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")  # type: ignore[misc]
+            inside.append(("nsenter", "--net", "--target", str(holder.pid)))
+        here, there = inside
+        subprocess.run([*here, *"ip link add out type veth peer name out netns".split(), there[-1]], check=True)
+        for machine, number in ((here, 1), (there, 2)):
+            commands = (
+                "link set lo up",
+                f"addr add 198.51.100.{number}/24 dev out",
+                f"addr add 2001:db8::{number}/64 dev out nodad",
+                "link set out up",
+            )
+            subprocess.run([*machine, "ip", "-batch", "-"], input="\n".join(commands).encode(), check=True)
+        subprocess.run([*here, *"ip route add default via 198.51.100.2".split()], check=True)
+        yield dataclasses.replace(ovl, command=(*here, *ovl.command))
+
+
+def in_network(ovl: Ovl, *words: str) -> str:
+    """What a command prints in the network that the program is in."""
+    prefix = ovl.command[: ovl.command.index("--target") + 2]
+    return subprocess.run([*prefix, *words], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_what_a_network_of_its_own_sends_goes_out_as_the_hosts(near: Ovl) -> None:
+    script = "ping -c 1 -W 9 198.51.100.2; ping -c 1 -W 9 2001:db8::2; ip -6 route; cat /etc/hosts"
+    run = ("run", "--rm", "-u", "root", "-h", "here", "busy", "sh", "-c", script)
+    # There is no way out of IPv6 yet, so its containers have no address of it.
+    without = near.out(*run)
+    assert without.count("1 packets received") == 1 and "fd4b:" not in without
+    in_network(near, *"ip -6 route add default via 2001:db8::2".split())
+    done = near.out(*run)
+    assert done.count("1 packets received") == 2
+    assert re.search(r"^fd4b:\S+\there$", done, re.MULTILINE) and "default via fd4b:" in done
+
+
+FETCH = """
+import http.client, sys, time
+deadline = time.monotonic() + 20
+while True:
+    connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
+    try:
+        connection.request("GET", "/")
+        print(connection.getresponse().read().decode(), end="")
+        break
+    except ConnectionRefusedError:
+        print("refused")
+        break
+    except (http.client.RemoteDisconnected, ConnectionResetError):
+        # It does not listen yet.
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+"""
+
+
+def test_a_port_is_published_for_both_families(near: Ovl) -> None:
+    for option, places in (("80", ["0.0.0.0", "[::]"]), ("0.0.0.0:0:80", ["0.0.0.0"])):
+        near.run("run", "-d", "--name", "web", "-p", option, "busy", "sh", "-c", SERVER)
+        port = str(port_of(near, "web", "80/tcp"))
+        assert near.out("port", "web").splitlines() == [f"80/tcp -> {place}:{port}" for place in places]
+        found = [in_network(near, sys.executable, "-c", FETCH, address, port) for address in ("127.0.0.1", "::1")]
+        assert found == ["hello\n", "hello\n" if "[::]" in places else "refused\n"]
+        near.run("rm", "-f", "web")
 
 
 def test_names_are_set_up_for_the_network(ovl: Ovl) -> None:

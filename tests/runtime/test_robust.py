@@ -109,8 +109,9 @@ def test_a_monitor_that_is_killed_takes_one_to_be_removed_with_it(ovl: Ovl) -> N
 def test_a_mount_daemon_that_is_killed_ends_with_its_container(ovl: Ovl) -> None:
     ovl.run(*RUN, "-d", "--name", "headless", "busy", "sleep", "60")
     os.kill(ovl.status("headless")["daemon"]["pid"], signal.SIGKILL)
-    ovl.run("stop", "-t", "0", "headless")
+    assert ovl.out("wait", "headless") == "137\n"
     assert ovl.row("headless")["State"] == "exited"
+    assert ovl.out("inspect", "-f", "{{.State.Error}}", "headless") == "the process that serves its root has ended\n"
     ovl.run("start", "headless")
     assert ovl.out("exec", "headless", "cat", "/file") == "of the image\n"
 

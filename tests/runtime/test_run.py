@@ -1,5 +1,6 @@
 """What a container runs, as whom, where, and what comes out of it."""
 
+import dataclasses
 import os
 import pty
 import select
@@ -52,6 +53,16 @@ def test_standard_streams_are_plain_pipes_and_stay_apart(ovl: Ovl) -> None:
     assert ovl.run(*RUN, "-i", "busy", "cat", stdin=data).stdout == data
     done = ovl.run(*RUN, "busy", "sh", "-c", "echo out; echo err >&2; cat", stdin=b"not asked for")
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
+
+
+def test_streams_that_are_not_there_are_as_empty_ones(ovl: Ovl) -> None:
+    script = 'exec "$@" 0<&- 1>&- 2>&-'
+    for words in (("busy", "echo", "said"), ("-i", "busy", "cat")):
+        closed = dataclasses.replace(ovl, command=("sh", "-c", script, "sh", *ovl.command))
+        done = closed.run("run", "--name", "closed", "--network", "none", *words)
+        assert (done.stdout, done.stderr) == (b"", b"")
+        assert ovl.out("logs", "closed") == ("said\n" if "echo" in words else "")
+        ovl.run("rm", "closed")
 
 
 def test_a_reader_that_goes_away_ends_the_client(ovl: Ovl) -> None:

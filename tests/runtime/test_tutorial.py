@@ -15,7 +15,7 @@ from tests.runtime.conftest import Ovl, left_of
 from tests.support.mounts import REPOSITORY
 
 TUTORIAL = REPOSITORY / "docs" / "tutorial.md"
-LIMIT = 60  # seconds for all commands
+LIMIT = 100  # seconds for all commands
 MARK = "\1"
 """Printed between two commands."""
 SHOWN = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import ipaddress
 import os
+import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -136,7 +137,7 @@ class Registry:
             headers["Authorization"] = self.token
         data = arguments.get("data")
         if isinstance(data, _Reported):
-            data.file.seek(0)
+            data.file.seek(data.start)
         return self.session.request(
             method, where, headers=headers, timeout=_TIMEOUT, verify=self.verify, stream=True, **arguments
         )
@@ -283,25 +284,50 @@ class Registry:
             return answer.status_code == 200
 
     def upload(self, blob: Descriptor, source: Path, moved: Moved) -> None:
-        """Put a blob there, unless it is there."""
+        """Put a blob there, unless it is there. Where the connection breaks off it goes on with what is missing."""
         if self.has_blob(blob.digest):
             moved(blob.digest, blob.size, blob.size)
             return
-        for attempt in range(1, _ATTEMPTS + 1):
-            with self.request("POST", "blobs/uploads/", expected=(202,)) as answer:
-                location = urljoin(answer.url, answer.headers.get("Location", ""))
-            location += f"{'&' if '?' in location else '?'}digest={blob.digest}"
-            headers = {"Content-Type": "application/octet-stream"}
-            try:
-                with open(source, "rb") as file:
-                    data = _Reported(file, blob, moved)
-                    self.request("PUT", location, expected=(201,), data=data, headers=headers).close()
-                return
-            except ImageError as error:
-                broken = isinstance(error.__cause__, requests.ConnectionError)
-                if not broken or attempt == _ATTEMPTS:
-                    raise
+        location, sent = self._begin_upload(), 0
+        attempt = 0
+        with open(source, "rb") as file:
+            while True:
+                try:
+                    self._upload_rest(location, _Reported(file, blob, moved, sent))
+                    return
+                except ImageError as error:
+                    broken = isinstance(error.__cause__, requests.ConnectionError | requests.Timeout)
+                    attempt += 1
+                    if not broken or attempt >= _ATTEMPTS or self.aborted:
+                        raise
+                before = sent
                 time.sleep(_PAUSE * 2**attempt)
+                location, sent = self._find_upload(location, blob)
+                if sent > before:
+                    attempt = 0
+
+    def _begin_upload(self) -> str:
+        with self.request("POST", "blobs/uploads/", expected=(202,)) as answer:
+            return urljoin(answer.url, answer.headers.get("Location", ""))
+
+    def _find_upload(self, location: str, blob: Descriptor) -> tuple[str, int]:
+        """Where to go on with an upload, and after how many bytes; a new one where the registry has not kept it."""
+        with self.request("GET", location, expected=(200, 202, 204, 400, 404, 405)) as answer:
+            match = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
+            # Registries say 0-0 of nothing, too.
+            if answer.status_code < 400 and match is not None and 0 < int(match[1]) < blob.size:
+                return urljoin(answer.url, answer.headers.get("Location", location)), int(match[1]) + 1
+        return self._begin_upload(), 0
+
+    def _upload_rest(self, location: str, data: _Reported) -> None:
+        headers = {"Content-Type": "application/octet-stream"}
+        if data.start:
+            headers["Content-Range"] = f"{data.start}-{data.blob.size - 1}"
+        if len(data):
+            with self.request("PATCH", location, expected=(202,), data=data, headers=headers) as answer:
+                location = urljoin(answer.url, answer.headers.get("Location", location))
+        location += f"{'&' if '?' in location else '?'}digest={data.blob.digest}"
+        self.request("PUT", location, expected=(201,)).close()
 
     def put_manifest(self, what: str, data: bytes, media_type: str) -> None:
         """Give a manifest, whose blobs are there, a tag."""
@@ -347,15 +373,16 @@ class _Part:
 
 
 class _Reported:
-    """A file that tells how much of it was read; requests streams it and takes its length."""
+    """A file, from `start` on, that tells how much of it was read; requests streams it and takes its length."""
 
-    def __init__(self, file: IO[bytes], blob: Descriptor, moved: Moved) -> None:
+    def __init__(self, file: IO[bytes], blob: Descriptor, moved: Moved, start: int) -> None:
+        self.start = start
         self.file = file
         self.blob = blob
         self.moved = moved
 
     def __len__(self) -> int:
-        return self.blob.size
+        return self.blob.size - self.start
 
     def read(self, size: int = -1) -> bytes:
         # http.client asks for 8 KiB at a time, which is slow.
