@@ -41,14 +41,16 @@ class File:
 class Backing:
     """A descriptor of a node's data, open for reading or for both; closed when nobody holds this object any more.
 
-    The cache may let go of it while a request still reads.
+    The cache may let go of it while a request still reads. Where `append` is set the file may only grow (chattr(1)),
+    and whatever is written goes to its end.
     """
 
-    __slots__ = ("fd", "write")
+    __slots__ = ("append", "fd", "write")
 
-    def __init__(self, fd: int, *, write: bool) -> None:
+    def __init__(self, fd: int, *, write: bool, append: bool = False) -> None:
         self.fd = fd
         self.write = write
+        self.append = append
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -81,7 +83,15 @@ class FileCache:
             if node in self.entries:
                 self.entries.move_to_end(node)
             return held
-        return self.adopt(node, self._open(node, write=write), write=write)
+        if not write:
+            return self.adopt(node, self._open(node, os.O_RDONLY), write=False)
+        try:
+            return self.adopt(node, self._open(node, os.O_RDWR), write=True)
+        except PermissionError as error:
+            if error.errno != errno.EPERM:
+                raise
+            # it may only grow, or is immutable, which the second attempt tells
+            return self.adopt(node, self._open(node, os.O_RDWR | os.O_APPEND), write=True, append=True)
 
     def _replaced(self, node: Node, held: Backing) -> bool:
         """Whether a lower file is another by now, which only a mount with a timeout is to notice."""
@@ -95,10 +105,10 @@ class FileCache:
         then = os.fstat(held.fd)
         return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino)
 
-    def adopt(self, node: Node, fd: int, *, write: bool) -> Backing:
+    def adopt(self, node: Node, fd: int, *, write: bool, append: bool = False) -> Backing:
         """Take over a descriptor of the node's data in place of the one there is."""
         self.drop(node)
-        backing = Backing(fd, write=write)
+        backing = Backing(fd, write=write, append=append)
         if self.keeps and node.opens:
             self.kept[node] = backing
             return backing
@@ -107,8 +117,7 @@ class FileCache:
             self.entries.popitem(last=False)
         return backing
 
-    def _open(self, node: Node, *, write: bool) -> int:
-        flags = os.O_RDWR if write else os.O_RDONLY
+    def _open(self, node: Node, flags: int) -> int:
         if node.metacopy:
             return objects.open_file(self.fs, node.lowers[-1], flags)
         if node.pinned >= 0:
@@ -134,9 +143,11 @@ def open_file(fs: Overlay, node: Node, flags: int) -> Steps[File]:
     file = File(node, noatime=noatime)
     if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
         truncated = yield from copyup.copy_up(fs, node, size=0 if flags & os.O_TRUNC else None)
-        fd = fs.files.fd(node, write=True)
+        backing = fs.files.held(node, write=True)
+        if backing.append and not flags & os.O_APPEND:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
         if flags & os.O_TRUNC and not truncated:
-            os.ftruncate(fd, 0)
+            os.ftruncate(backing.fd, 0)
     else:
         fs.files.fd(node, write=False)
     node.opens += 1
@@ -162,7 +173,15 @@ def read(fs: Overlay, file: File, offset: int, size: int) -> bytes:
 
 def write(fs: Overlay, file: File, offset: int, data: bytes) -> int:
     """Write at `offset`; the number of bytes written, all of them unless the disk is full."""
-    return os.pwrite(fs.files.fd(file.node, write=True), data, offset)
+    backing = fs.files.held(file.node, write=True)
+    check_growth(backing, offset)
+    return os.pwrite(backing.fd, data, offset)
+
+
+def check_growth(backing: Backing, offset: int) -> None:
+    """Raise EPERM for a write to a file that may only grow, at any other place than its end."""
+    if backing.append and offset != os.fstat(backing.fd).st_size:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def take_set_ids(fd: int, in_group: InGroup | None = None) -> None:

@@ -51,6 +51,8 @@ def set_flags(fs: Overlay, node: Node, command: int, value: bytes) -> Steps[None
         fcntl.ioctl(fd, command, value.ljust(_SIZE, b"\0"))
     finally:
         os.close(fd)
+    # Whether a file may be written is asked when it is opened.
+    fs.files.drop(node)
 
 
 def _open(fs: Overlay, node: Node) -> int:

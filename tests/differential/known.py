@@ -67,6 +67,10 @@ LEFT_OUT: Final = (
         "a directory all of whose entries are gone or hidden by xattr whiteouts can be removed",
         "the kernel's overlayfs says ENOTEMPTY",
     ),
+    Known(
+        "a file that is immutable or may only grow can be opened for writing, and writing says EPERM",
+        "opening asks the daemon nothing; the kernel's overlayfs says it then",
+    ),
 )
 
 # Steps that are skipped, as far as `undefined` sees them coming.

@@ -93,6 +93,40 @@ def test_what_is_immutable_or_grows_only_stays_so(mnt: Path, flag: int) -> None:
     (mnt / "kept").unlink()
 
 
+@pytest.mark.parametrize("engine", ["native", "native,io=passthrough", "portable"])
+def test_what_may_only_grow_grows(base: Path, engine: str) -> None:
+    path, stored = base / "mnt" / "log", base / "upper" / "log"
+    stored.write_bytes(b"data")
+    before = flags(stored)
+    set_flags(stored, before | APPEND)
+    try:
+        with our_mount(base / "mnt", [base / "lower"], base / "upper", base / "work", f"engine={engine}"):
+            for _ in range(2):
+                with path.open("ab", buffering=0) as file:
+                    file.write(b"more")
+                with pytest.raises(PermissionError), path.open("r+b", buffering=0) as file:
+                    file.write(b"other")
+                with pytest.raises(PermissionError):
+                    os.truncate(path, 2)
+    finally:
+        set_flags(stored, before)
+    assert stored.read_bytes() == b"datamoremore"
+
+
+def test_what_was_written_before_it_was_made_to_grow_only_is_not_written_over(mnt: Path) -> None:
+    (mnt / "log").write_bytes(b"data")
+    before = flags(mnt / "log")
+    set_flags(mnt / "log", before | APPEND)
+    try:
+        with pytest.raises(PermissionError), (mnt / "log").open("r+b", buffering=0) as file:
+            file.write(b"other")
+        with (mnt / "log").open("ab", buffering=0) as file:
+            file.write(b"more")
+    finally:
+        set_flags(mnt / "log", before)
+    assert (mnt / "log").read_bytes() == b"datamore"
+
+
 def test_extended_flags_are_shown_and_other_ioctls_are_not_known(base: Path, mnt: Path) -> None:
     with (mnt / "f").open("rb") as shown, (base / "lower" / "f").open("rb") as real:
         assert fcntl.ioctl(shown, FS_IOC_FSGETXATTR, bytes(28)) == fcntl.ioctl(real, FS_IOC_FSGETXATTR, bytes(28))

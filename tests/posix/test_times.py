@@ -15,6 +15,7 @@ from tests.posix.rig import MEMBER, OTHER, OWNER, Root, Times, as_user, fails, n
 NOW = (0, UTIME_NOW)
 OMIT = (0, UTIME_OMIT)
 SECOND = 1_000_000_000
+FAR = 15_000_000_000  # in 2445, later than 64 bits of nanoseconds can say
 
 
 def build_any(kind: str) -> None:
@@ -81,13 +82,39 @@ def test_a_link_has_times_of_its_own(root: Root) -> None:
     assert Times.of("f").m == 40 * SECOND
 
 
-@pytest.mark.parametrize("seconds", [0, 1, 2**31 - 1, 2**31, 2**32, 2**33, -1, 1 - 2**31], ids=str)
+@pytest.mark.parametrize("seconds", [0, 1, 2**31 - 1, 2**31, 2**32, 2**33, -1, 1 - 2**31, FAR], ids=str)
 @prepared(build_linked_file)
 def test_times_before_1970_and_after_2038_are_kept(root: Root, seconds: int) -> None:
     for name in ("f", "d"):
         calls.utimensat(name, ((seconds, 5), (seconds, 6)))
         st = os.stat(name)
         assert (st.st_atime_ns, st.st_mtime_ns) == (seconds * SECOND + 5, seconds * SECOND + 6)
+
+
+def build_from_the_far_future() -> None:
+    os.mkdir("d")
+    write("d/f", b"data")
+    write("one", b"linked")
+    os.link("one", "other")
+    os.symlink("f", "d/link")
+    for name in ("d/f", "one", "d/link", "d"):
+        calls.utimensat(name, ((FAR, 7), (FAR, 8)), AT_SYMLINK_NOFOLLOW)
+
+
+@prepared(build_from_the_far_future)
+def test_times_of_the_far_future_stay_through_changes(root: Root) -> None:
+    os.chmod("d/f", 0o600)
+    os.chmod("other", 0o600)
+    os.chown("d/link", OWNER.uid, OWNER.gid, follow_symlinks=False)
+    os.chmod("d", 0o700)
+    os.rename("one", "moved")
+    os.rename("d", "e")
+    for name in ("e/f", "e/link", "moved", "other", "e"):
+        assert os.lstat(name).st_mtime_ns == FAR * SECOND + 8, name
+    assert {entry.name: entry.stat(follow_symlinks=False).st_mtime_ns for entry in os.scandir("e")} == {
+        "f": FAR * SECOND + 8,
+        "link": FAR * SECOND + 8,
+    }
 
 
 @prepared(build_linked_file)

@@ -14,6 +14,9 @@ from overlayfs_py.engines.native.session cimport Request, Session
 
 from overlayfs_py.core.objects import attr as shown_attr
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
+
 
 cdef void put_attr(protocol.attr_t* out, object shown):
     cdef uint64_t rdev = shown.rdev
@@ -68,15 +71,23 @@ cdef void put_statx(protocol.statx_t* out, protocol.attr_t* shown):
 
 
 cdef void put_time(object nanoseconds, uint64_t* seconds, uint32_t* rest):
-    # Times before 1970 have negative seconds, in two's complement.
-    cdef int64_t value = nanoseconds
+    # Times before 1970 have negative seconds, in two's complement; those after 2262 more nanoseconds than 64 bits hold.
+    cdef int overflow = 0
+    cdef int64_t value = PyLong_AsLongLongAndOverflow(nanoseconds, &overflow)
     cdef int64_t whole = value // 1_000_000_000
+    if overflow:
+        whole = nanoseconds // 1_000_000_000
+        value = nanoseconds % 1_000_000_000
+        seconds[0], rest[0] = <uint64_t>whole, <uint32_t>value
+        return
     seconds[0] = <uint64_t>whole
     rest[0] = <uint32_t>(value - whole * 1_000_000_000)
 
 
 cdef object get_time(uint64_t seconds, uint32_t rest):
-    return (<int64_t>seconds) * 1_000_000_000 + rest
+    whole = <int64_t>seconds
+    # Of numbers without bounds.
+    return <object>whole * <object>1_000_000_000 + rest
 
 
 cdef uint32_t encode_device(uint64_t device):

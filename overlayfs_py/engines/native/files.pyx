@@ -110,6 +110,8 @@ cdef Py_ssize_t write_data(Session s, Request r, object backing) except -2:
     cdef size_t size = min(<size_t>op.size, r.size)
     cdef int fd = backing.fd
     cdef Py_ssize_t count
+    if backing.append:
+        core_files.check_growth(backing, offset)
     with nogil:
         count = pwrite(fd, r.data, size, offset)
     if count < 0:
