@@ -29,6 +29,10 @@ IN_PLACE_BYTES = 64 << 10
 """Copying this much takes less time than handing it to a thread."""
 
 
+_REMEMBERED = 512
+"""Of so many directories it is remembered that they are marked as holding copies."""
+
+
 def copy_up(fs: Overlay, node: Node, *, data: bool = True, size: int | None = None) -> Steps[bool]:
     """Give `node` its place in the upper layer, its parents first; nothing to do where it has one.
 
@@ -148,9 +152,11 @@ def _mark_impure(fs: Overlay, parent: Node) -> int:
     """As mark_impure, asking the disk only once; returns the descriptor of the directory's upper part."""
     dir_fd = fs.dir_fd(parent)
     assert parent.upper is not None
-    if parent.upper not in fs.dirs.impure:
+    if parent.upper not in fs.impure:
         mark_impure(fs, dir_fd)
-        fs.dirs.impure.add(parent.upper)
+        if len(fs.impure) >= _REMEMBERED:
+            fs.impure.clear()
+        fs.impure.add(parent.upper)
     return dir_fd
 
 

@@ -220,13 +220,11 @@ class DirCache:
     for another directory but one: use two at most, at once.
     """
 
-    __slots__ = ("fds", "holders", "impure", "late", "limit")
+    __slots__ = ("fds", "holders", "late", "limit")
 
     def __init__(self, limit: int) -> None:
         self.fds: OrderedDict[Real, int] = OrderedDict()
         self.limit = max(limit, 4)
-        # Those of them that are known to be marked as holding copies.
-        self.impure: set[Real] = set()
         # Those who use a descriptor while others go on, and what is to be closed when they are done.
         self.holders = 0
         self.late: list[int] = []
@@ -257,8 +255,7 @@ class DirCache:
             fd = paths.open_beneath(start, b"/".join(names), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         self.fds[real] = fd
         if len(self.fds) > self.limit:
-            left, oldest = self.fds.popitem(last=False)
-            self.impure.discard(left)
+            _, oldest = self.fds.popitem(last=False)
             self._close(oldest)
         return fd
 
@@ -279,7 +276,6 @@ class DirCache:
 
     def drop(self, real: Real) -> None:
         """Close the descriptor of a directory that is about to go."""
-        self.impure.discard(real)
         fd = self.fds.pop(real, -1)
         if fd >= 0:
             self._close(fd)
