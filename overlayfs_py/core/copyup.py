@@ -332,7 +332,7 @@ def _copy_data(
         # A few bytes without holes are copied faster than it takes to ask for more than a copy.
         if size <= IN_PLACE_BYTES and size <= st.st_blocks * 512 and real.layer in fs.unshared:
             copying.copy_at_once(source, target, size)
-        elif copying.copy_data(source, target, size):
+        elif copying.copy_data(source, target, size, to_be_synced=fs.sync):
             return
         else:
             fs.unshared.add(real.layer)

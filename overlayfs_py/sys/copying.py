@@ -1,12 +1,20 @@
 """Copying the data of a file: a reflink where the filesystem can, else in the kernel, else by read and write."""
 
+import ctypes
 import errno
 import fcntl
 import os
 
+from overlayfs_py.sys.libc import LIBC
+
 _FICLONE = 0x40049409
 _RANGE_CHUNK = 8 << 20
 _READ_CHUNK = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
+
+_sync_file_range = LIBC.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_sync_file_range.restype = ctypes.c_int
 
 # What FICLONE answers where a plain copy may still succeed: filesystems that differ (EXDEV) or cannot share extents
 # (EOPNOTSUPP, EINVAL, ENOTTY, ENOSYS, and EBADF by its man page), an active swap file (ETXTBSY), a filter that forbids
@@ -31,10 +39,11 @@ _CLONE_IMPOSSIBLE = frozenset(
 _RANGE_IMPOSSIBLE = frozenset((errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY, errno.EPERM))
 
 
-def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0) -> bool:
+def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0, *, to_be_synced: bool = False) -> bool:
     """Copy the bytes from `offset` up to `size` to the same place of dst_fd, keeping holes.
 
-    The answer is whether both files now share them, by a reflink.
+    The answer is whether both files now share them, by a reflink. Of a copy `to_be_synced` the disk begins to write
+    what is there already.
     dst_fd must hold nothing but holes from `offset` on; it ends with exactly `size` bytes. The file position of both
     descriptors is undefined afterwards. Blocks for as long as the data takes.
     Raises EIO if the source ends before `size`. Source: ioctl_ficlone(2), lseek(2), copy_file_range(2).
@@ -44,7 +53,7 @@ def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0) -> bool:
         if os.fstat(dst_fd).st_size < size:
             raise _short_source()
     else:
-        _copy_segments(src_fd, dst_fd, offset, size)
+        _copy_segments(src_fd, dst_fd, offset, size, to_be_synced=to_be_synced)
     if os.fstat(dst_fd).st_size != size:
         os.ftruncate(dst_fd, size)
     return cloned
@@ -69,12 +78,12 @@ def _clone(src_fd: int, dst_fd: int) -> bool:
     return True
 
 
-def _copy_segments(src_fd: int, dst_fd: int, pos: int, end: int) -> None:
+def _copy_segments(src_fd: int, dst_fd: int, pos: int, end: int, *, to_be_synced: bool) -> None:
     in_kernel = True
     while pos < end:
         start, stop = _next_data(src_fd, pos, end)
         if in_kernel:
-            start, in_kernel = _copy_range(src_fd, dst_fd, start, stop)
+            start, in_kernel = _copy_range(src_fd, dst_fd, start, stop, to_be_synced=to_be_synced)
         if start < stop:
             _copy_by_hand(src_fd, dst_fd, start, stop)
         pos = stop
@@ -101,7 +110,7 @@ def _next_data(src_fd: int, pos: int, end: int) -> tuple[int, int]:
     return start, min(stop, end) if stop > start else end
 
 
-def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int) -> tuple[int, bool]:
+def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int, *, to_be_synced: bool) -> tuple[int, bool]:
     """Copy [pos, end) in the kernel; the position reached and whether the kernel can go on."""
     while pos < end:
         try:
@@ -113,6 +122,9 @@ def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int) -> tuple[int, bool
         if count == 0:
             # The end of the source, or a file whose size is not known before it is read: read(2) tells them apart.
             return pos, False
+        if to_be_synced and count == _RANGE_CHUNK:
+            # No more than a beginning: whatever keeps it from being written, the sync meets again and tells.
+            _sync_file_range(dst_fd, pos, count, _SYNC_FILE_RANGE_WRITE)
         pos += count
     return pos, True
 

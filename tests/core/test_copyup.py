@@ -236,8 +236,8 @@ def test_what_a_copy_shares_with_the_original_is_not_synced(make: Maker, monkeyp
     log: list[str] = []
     real = copying.copy_data
 
-    def share(*arguments: Any) -> bool:
-        real(*arguments)
+    def share(*arguments: Any, **named: Any) -> bool:
+        real(*arguments, **named)
         return True
 
     monkeypatch.setattr(copying, "copy_data", share)

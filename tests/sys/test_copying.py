@@ -248,3 +248,20 @@ def test_a_copy_at_once_is_whole_or_fails(disk: Place) -> None:
         copying.copy_at_once(src, dst, 8)
     os.close(src)
     os.close(dst)
+
+
+def test_the_disk_begins_to_write_before_a_large_copy_is_whole(disk: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int, int]] = []
+
+    def begin(fd: int, start: int, count: int, flags: int) -> int:
+        begun.append((start, count, os.fstat(fd).st_size))
+        return -1
+
+    monkeypatch.setattr(copying, "_sync_file_range", begin)
+    src, dst = files.tmpfile(disk.fd, 0o600), files.tmpfile(disk.fd, 0o600)
+    content = fill(src, 20 * MIB, (0, 20 * MIB))
+    copying.copy_data(src, dst, 20 * MIB, to_be_synced=True)
+    assert os.pread(dst, 20 * MIB, 0) == content
+    assert begun == [(0, 8 * MIB, 8 * MIB), (8 * MIB, 8 * MIB, 16 * MIB)]
+    os.close(src)
+    os.close(dst)
