@@ -29,6 +29,10 @@ IN_PLACE_BYTES = 64 << 10
 """Copying this much takes less time than handing it to a thread."""
 
 
+_REMEMBERED = 512
+"""Of so many directories it is remembered that they are marked as holding copies."""
+
+
 def copy_up(fs: Overlay, node: Node, *, data: bool = True, size: int | None = None) -> Steps[bool]:
     """Give `node` its place in the upper layer, its parents first; nothing to do where it has one.
 
@@ -148,9 +152,11 @@ def _mark_impure(fs: Overlay, parent: Node) -> int:
     """As mark_impure, asking the disk only once; returns the descriptor of the directory's upper part."""
     dir_fd = fs.dir_fd(parent)
     assert parent.upper is not None
-    if parent.upper not in fs.dirs.impure:
+    if parent.upper not in fs.impure:
         mark_impure(fs, dir_fd)
-        fs.dirs.impure.add(parent.upper)
+        if len(fs.impure) >= _REMEMBERED:
+            fs.impure.clear()
+        fs.impure.add(parent.upper)
     return dir_fd
 
 
@@ -331,7 +337,7 @@ def _copy_data(
         # A few bytes without holes are copied faster than it takes to ask for more than a copy.
         if size <= IN_PLACE_BYTES and size <= st.st_blocks * 512 and real.layer in fs.unshared:
             copying.copy_at_once(source, target, size)
-        elif copying.copy_data(source, target, size, 0, job.unwanted):
+        elif copying.copy_data(source, target, size, 0, job.unwanted, to_be_synced=fs.sync):
             return
         else:
             fs.unshared.add(real.layer)

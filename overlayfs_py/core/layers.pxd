@@ -33,7 +33,6 @@ cdef class DirCache:
     cdef public int limit
     cdef public Real last
     cdef public int last_fd
-    cdef public set impure
     cdef public int holders
     cdef public list late
 

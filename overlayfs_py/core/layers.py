@@ -227,7 +227,7 @@ class DirCache:
     for another directory but one: use two at most, at once.
     """
 
-    __slots__ = ("fds", "holders", "impure", "last", "last_fd", "late", "limit")
+    __slots__ = ("fds", "holders", "last", "last_fd", "late", "limit")
 
     def __init__(self, limit: int) -> None:
         # The least recently used ones come first.
@@ -236,8 +236,6 @@ class DirCache:
         # The last of them once more: who works in a directory asks for it again and again.
         self.last: Real | None = None
         self.last_fd = -1
-        # Those of them that are known to be marked as holding copies.
-        self.impure: set[Real] = set()
         # Those who use a descriptor while others go on, and what is to be closed when they are done.
         self.holders = 0
         self.late: list[int] = []
@@ -255,7 +253,6 @@ class DirCache:
         self.last, self.last_fd = real, fd
         if len(self.fds) > self.limit:
             oldest = next(iter(self.fds))
-            self.impure.discard(oldest)
             self._close(self.fds.pop(oldest))
         return fd
 
@@ -296,7 +293,6 @@ class DirCache:
         """Close the descriptor of a directory that is about to go."""
         if real is self.last:
             self.last = None
-        self.impure.discard(real)
         fd = self.fds.pop(real, -1)
         if fd >= 0:
             self._close(fd)

@@ -16,7 +16,7 @@ from overlayfs_py.core.ids import IdMap
 from overlayfs_py.core.layers import DirCache, Layer, Numbers, leave_out_fuse, open_lower, open_upper
 from overlayfs_py.core.marks import Marks
 from overlayfs_py.core.merged import MergedNames
-from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable
+from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable, Real
 from overlayfs_py.core.requests import Job
 from overlayfs_py.core.work import Work, read_index
 from overlayfs_py.errors import LayerError
@@ -43,6 +43,7 @@ class Overlay:
         "files",
         "follow_redirects",
         "ids",
+        "impure",
         "index",
         "layers",
         "lower_roots",
@@ -74,6 +75,8 @@ class Overlay:
         self.work: Work | None = None
         self.index: Layer | None = None
         self.copying: dict[Node, Job] = {}
+        # Directories of the upper layer that are known to be marked as holding copies; not all that are.
+        self.impure: set[Real] = set()
         # Layers whose files the upper one could not share blocks with when that was tried.
         self.unshared: set[Layer] = set()
         # An eighth is left for what is open besides the layers: rings, and what requests use for themselves.

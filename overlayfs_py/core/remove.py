@@ -170,6 +170,7 @@ def clear_empty(fs: Overlay, node: Node) -> None:
         staged.close()
     # The descriptor held is the old directory's.
     fs.dirs.drop(node.upper)
+    fs.impure.discard(node.upper)
     fs.merged.drop(node)
     node.upper_ino = upper_ino
     node.lowers = ()

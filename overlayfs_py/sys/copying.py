@@ -1,13 +1,21 @@
 """Copying the data of a file: a reflink where the filesystem can, else in the kernel, else by read and write."""
 
+import ctypes
 import errno
 import fcntl
 import os
 from collections.abc import Callable
 
+from overlayfs_py.sys.libc import LIBC
+
 _FICLONE = 0x40049409
 _RANGE_CHUNK = 8 << 20
 _READ_CHUNK = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
+
+_sync_file_range = LIBC.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_sync_file_range.restype = ctypes.c_int
 
 # What FICLONE answers where a plain copy may still succeed: filesystems that differ (EXDEV) or cannot share extents
 # (EOPNOTSUPP, EINVAL, ENOTTY, ENOSYS, and EBADF by its man page), an active swap file (ETXTBSY), a filter that forbids
@@ -36,10 +44,19 @@ def _never() -> bool:
     return False
 
 
-def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0, unwanted: Callable[[], bool] = _never) -> bool:
+def copy_data(
+    src_fd: int,
+    dst_fd: int,
+    size: int,
+    offset: int = 0,
+    unwanted: Callable[[], bool] = _never,
+    *,
+    to_be_synced: bool = False,
+) -> bool:
     """Copy the bytes from `offset` up to `size` to the same place of dst_fd, keeping holes.
 
-    The answer is whether both files now share them, by a reflink.
+    The answer is whether both files now share them, by a reflink. Of a copy `to_be_synced` the disk begins to write
+    what is there already.
     dst_fd must hold nothing but holes from `offset` on; it ends with exactly `size` bytes. The file position of both
     descriptors is undefined afterwards. Blocks for as long as the data takes.
     Raises EIO if the source ends before `size`, and EINTR once `unwanted`, asked after some mebibytes each, says so.
@@ -50,7 +67,7 @@ def copy_data(src_fd: int, dst_fd: int, size: int, offset: int = 0, unwanted: Ca
         if os.fstat(dst_fd).st_size < size:
             raise _short_source()
     else:
-        _copy_segments(src_fd, dst_fd, offset, size, unwanted)
+        _copy_segments(src_fd, dst_fd, offset, size, unwanted, to_be_synced=to_be_synced)
     if os.fstat(dst_fd).st_size != size:
         os.ftruncate(dst_fd, size)
     return cloned
@@ -75,12 +92,14 @@ def _clone(src_fd: int, dst_fd: int) -> bool:
     return True
 
 
-def _copy_segments(src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool]) -> None:
+def _copy_segments(
+    src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool], *, to_be_synced: bool
+) -> None:
     in_kernel = True
     while pos < end:
         start, stop = _next_data(src_fd, pos, end)
         if in_kernel:
-            start, in_kernel = _copy_range(src_fd, dst_fd, start, stop, unwanted)
+            start, in_kernel = _copy_range(src_fd, dst_fd, start, stop, unwanted, to_be_synced=to_be_synced)
         if start < stop:
             _copy_by_hand(src_fd, dst_fd, start, stop, unwanted)
         pos = stop
@@ -107,7 +126,9 @@ def _next_data(src_fd: int, pos: int, end: int) -> tuple[int, int]:
     return start, min(stop, end) if stop > start else end
 
 
-def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool]) -> tuple[int, bool]:
+def _copy_range(
+    src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable[[], bool], *, to_be_synced: bool
+) -> tuple[int, bool]:
     """Copy [pos, end) in the kernel; the position reached and whether the kernel can go on."""
     while pos < end:
         _go_on(unwanted)
@@ -120,6 +141,9 @@ def _copy_range(src_fd: int, dst_fd: int, pos: int, end: int, unwanted: Callable
         if count == 0:
             # The end of the source, or a file whose size is not known before it is read: read(2) tells them apart.
             return pos, False
+        if to_be_synced and count == _RANGE_CHUNK:
+            # No more than a beginning: whatever keeps it from being written, the sync meets again and tells.
+            _sync_file_range(dst_fd, pos, count, _SYNC_FILE_RANGE_WRITE)
         pos += count
     return pos, True
 

@@ -2,10 +2,13 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from overlayfs_py.sys import copying, files
 from tests.core.conftest import Maker
 from tests.core.rig import Rig, Tree, differences
 from tests.support import trees
@@ -203,3 +206,52 @@ def test_a_read_only_overlay_changes_nothing(make: Maker) -> None:
     ):
         with pytest.raises(OSError, match="Read-only"):
             change()
+
+
+def noted(log: list[str], what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which notes each call."""
+
+    def call(*arguments: Any) -> Any:
+        log.append(what)
+        return function(*arguments)
+
+    return call
+
+
+def test_the_data_of_a_copy_is_synced_before_it_gets_its_name(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make(
+        (Node(b"one", data=b"1"), Node(b"two", data=b"2" * 5000), Node(b"big", data=b"3" * 200_000), Node(b"empty"))
+    )
+    log: list[str] = []
+    monkeypatch.setattr(os, "fsync", noted(log, "sync", os.fsync))
+    monkeypatch.setattr(files, "link_fd", noted(log, "name", files.link_fd))
+    for name in (b"one", b"two", b"big", b"empty"):
+        rig.change(name, mode=0o600)
+    assert log == ["sync", "name"] * 3 + ["name"]
+    assert rig.read(b"two") == b"2" * 5000
+
+
+def test_what_a_copy_shares_with_the_original_is_not_synced(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make((Node(b"small", data=b"1"), Node(b"big", data=b"3" * 200_000)))
+    log: list[str] = []
+    real = copying.copy_data
+
+    def share(*arguments: Any, **named: Any) -> bool:
+        real(*arguments, **named)
+        return True
+
+    monkeypatch.setattr(copying, "copy_data", share)
+    monkeypatch.setattr(os, "fsync", noted(log, "sync", os.fsync))
+    for name in (b"small", b"big"):
+        rig.change(name, mode=0o600)
+        assert copied_up(rig, name)
+    assert log == []
+
+
+def test_small_files_keep_their_holes(make: Maker) -> None:
+    rig = make((Node(b"first", data=b"1"), Node(b"sparse", data=b"head", size=60_000)))
+    for name in (b"first", b"sparse"):
+        rig.change(name, mode=0o600)
+    copied = os.stat(make.upper / "sparse")
+    assert copied.st_size == 60_000
+    assert copied.st_blocks * 512 < 60_000

@@ -258,7 +258,7 @@ def test_both_names_of_a_linked_object_wait_for_one_copy(make: Maker) -> None:
 def test_all_that_wait_for_a_copy_that_fails_are_told(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make(LOWER)
 
-    def no_space(*arguments: object) -> None:
+    def no_space(*arguments: object, **named: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:

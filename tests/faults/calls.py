@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import xattr
 
-from overlayfs_py.sys import files, handles, paths, rename
+from overlayfs_py.sys import copying, files, handles, paths, rename
 
 READING: Final = "stat fstat fstatvfs readlink listxattr getxattr pread preadv lseek dup".split()
 CHANGING: Final = (
@@ -24,6 +24,7 @@ HARMLESS: Final = frozenset(
 )
 # Functions of the C library, which tell of failure by -1 and errno.
 FOREIGN: Final = (
+    (copying, "_sync_file_range", False),
     (files, "_utimensat", True),
     (files, "_fchmodat2", True),
     (files, "_getdents64", False),

@@ -148,7 +148,7 @@ def test_a_whole_file_shares_its_extents_where_the_filesystem_can(xfs: Place) ->
     content = fill(src, 64 * MIB, (0, 64 * MIB))
     os.fsync(src)
     before = os.fstatvfs(src).f_bfree
-    copying.copy_data(src, dst, 64 * MIB)
+    assert copying.copy_data(src, dst, 64 * MIB)
     os.fsync(dst)
     used = (before - os.fstatvfs(src).f_bfree) * os.fstatvfs(src).f_frsize
     assert used < MIB
@@ -235,5 +235,33 @@ def test_a_file_that_does_not_know_its_size_is_copied(disk: Place) -> None:
     dst = files.tmpfile(disk.fd, 0o600)
     copying.copy_data(src, dst, len(content))
     assert os.pread(dst, 4096, 0) == content
+    os.close(src)
+    os.close(dst)
+
+
+def test_a_copy_at_once_is_whole_or_fails(disk: Place) -> None:
+    src, dst = files.tmpfile(disk.fd, 0o600), files.tmpfile(disk.fd, 0o600)
+    os.write(src, b"content")
+    copying.copy_at_once(src, dst, 7)
+    assert os.pread(dst, 100, 0) == b"content"
+    with pytest.raises(OSError, match="shorter than expected"):
+        copying.copy_at_once(src, dst, 8)
+    os.close(src)
+    os.close(dst)
+
+
+def test_the_disk_begins_to_write_before_a_large_copy_is_whole(disk: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int, int]] = []
+
+    def begin(fd: int, start: int, count: int, flags: int) -> int:
+        begun.append((start, count, os.fstat(fd).st_size))
+        return -1
+
+    monkeypatch.setattr(copying, "_sync_file_range", begin)
+    src, dst = files.tmpfile(disk.fd, 0o600), files.tmpfile(disk.fd, 0o600)
+    content = fill(src, 20 * MIB, (0, 20 * MIB))
+    copying.copy_data(src, dst, 20 * MIB, to_be_synced=True)
+    assert os.pread(dst, 20 * MIB, 0) == content
+    assert begun == [(0, 8 * MIB, 8 * MIB), (8 * MIB, 8 * MIB, 16 * MIB)]
     os.close(src)
     os.close(dst)

@@ -21,5 +21,6 @@ cdef class Direct:
     cdef int _make(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st)
     cdef Node create(self, Request r, Node parent, bytes name, uint32_t mode, uint32_t umask, stat* st)
     cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1
+    cdef bint set_xattr(self, Node node, bytes key, const char* value, size_t size, int flags) except -1
     cdef bint remove(self, Node parent, bytes name, bint directory) except -1
     cdef bint _is_own(self, Node node)

@@ -8,6 +8,7 @@ import os
 
 from libc.errno cimport ENOENT, ENOSYS, ENOTEMPTY, EEXIST, errno
 from libc.stdint cimport int64_t, uint32_t
+from libc.stdio cimport snprintf
 from posix.unistd cimport close, ftruncate
 
 from overlayfs_py.core.nodes cimport Node, Real
@@ -33,6 +34,9 @@ cdef extern from "<sys/stat.h>" nogil:
     int utimensat(int dir_fd, const char* path, const timespec* times, int flags)
     uint32_t set_umask "umask"(uint32_t mask)
     int64_t UTIME_NOW, UTIME_OMIT
+
+cdef extern from "<sys/xattr.h>" nogil:
+    int lsetxattr(const char* path, const char* name, const void* value, size_t size, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     int fchownat(int dir_fd, const char* path, uint32_t uid, uint32_t gid, int flags)
@@ -194,6 +198,18 @@ cdef class Direct:
         if fstatat(dir_fd, real.name, st, AT_SYMLINK_NOFOLLOW) != 0:
             raise OSError(errno, os.strerror(errno))
         return self.plain.shown(node, st)
+
+    cdef bint set_xattr(self, Node node, bytes key, const char* value, size_t size, int flags) except -1:
+        """setxattr(2); False leaves it to core, as it does keys that are stored as others."""
+        cdef char path[320]
+        cdef Real real
+        if not self.on or not self._is_own(node) or key.startswith(self.plain.prefix):
+            return False
+        real = node.upper
+        snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", <int>self.dirs.fd(real.parent), <const char*>real.name)
+        if lsetxattr(path, key, value, size, flags) != 0:
+            raise OSError(errno, os.strerror(errno))
+        return True
 
     cdef bint remove(self, Node parent, bytes name, bint directory) except -1:
         """Take away a name that hides none of a lower layer; False leaves it to core.
