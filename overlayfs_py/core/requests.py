@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, TypeVar
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any, TypeVar
 
-
-InGroup = Callable[[int], bool]
+    Result = TypeVar("Result")
+    InGroup = Callable[[int], bool]
+    Steps = Generator["Job", None, Result]
+    """An operation in steps: each job it yields must be executed before it is resumed."""
+else:
+    # Of use to type checkers alone.
+    InGroup = Steps = None
 
 
 class Caller(NamedTuple):
@@ -80,10 +86,6 @@ class Job:
         except OSError as error:
             self.error = error
         self.finished = True
-
-
-Steps = Generator[Job, None, Result]
-"""An operation in steps: each job it yields must be executed before it is resumed."""
 
 
 def drive(steps: Generator[Job, None, Result]) -> Result:

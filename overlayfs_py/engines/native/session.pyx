@@ -9,9 +9,8 @@ files, directories, connection.
 """
 
 import errno
-import logging
 import os
-import threading
+from _thread import allocate_lock
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -26,11 +25,14 @@ from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core.requests import Caller
 from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.listing import Listings
+from overlayfs_py.engines.native.workers import Workers
+from overlayfs_py.engines.once import Once
+from overlayfs_py.journal import Journal
 
 cdef extern from "string.h" nogil:
     size_t strnlen(const char* text, size_t limit)
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 # FUSE_INVALID_UIDGID
 cdef uint32_t NOBODY = 0xFFFFFFFF
@@ -135,7 +137,7 @@ cdef class Session:
         self.want_uring = want_uring
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
         self.uring = False
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.pool = None
         self.processors = os.sched_getaffinity(0)
         self.running = {}
@@ -210,12 +212,7 @@ cdef class Session:
     cpdef object workers(self):
         """The threads that execute jobs, which a mount that only reads never needs."""
         if self.pool is None:
-            # Loading it takes as long as all else that a mount does before it answers.
-            from concurrent.futures import ThreadPoolExecutor
-
-            self.pool = ThreadPoolExecutor(
-                _WORKERS, thread_name_prefix="job", initializer=_run_on, initargs=(self.processors,)
-            )
+            self.pool = Workers(_WORKERS, self.processors)
         return self.pool
 
     cdef object advance(self, object steps):
@@ -226,10 +223,10 @@ cdef class Session:
         return job
 
     cdef object owns(self, object job):
-        """The event that says that `job` is committed, if it is for this caller to execute; None if it is another's."""
+        """The signal that says that `job` is committed, if it is for this caller to execute; None if it is another's."""
         if job in self.running:
             return None
-        self.running[job] = threading.Event()
+        self.running[job] = Once()
         return self.running[job]
 
     def _continue(self, Request r, steps, job, owned, finish):
@@ -266,7 +263,7 @@ cdef class Session:
         finally:
             if owned is not None:
                 del self.running[job]
-                owned.set()
+                owned.happen()
 
     cdef object node(self, uint64_t node_id):
         return self.fs.node(node_id)
@@ -274,17 +271,7 @@ cdef class Session:
     def close(self):
         """Wait for what is under way; the connection is gone."""
         if self.pool is not None:
-            self.pool.shutdown(wait=True)
-
-
-def _run_on(processors):
-    """Have this thread run on any of these: the one that started it may be pinned to one, that of its ring."""
-    try:
-        os.sched_setaffinity(0, processors)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # all of them have been switched off: it stays where the kernel has put it
+            self.pool.close()
 
 
 class NeverAsk(OSError):

@@ -1,0 +1,75 @@
+"""Threads that execute the jobs of operations, made as they are needed.
+
+Not those of the standard library: loading them takes longer than a mount may, and by the time they are needed the
+library may lie on the mount that is served, which would wait for itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _queue import SimpleQueue
+from _thread import allocate_lock, start_new_thread
+
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+log = Journal(__name__)
+
+
+class Workers:
+    """At most `most` threads, which run on `processors`, whichever of them the one is pinned to that starts them."""
+
+    __slots__ = ("_ended", "_idle", "_lock", "_most", "_processors", "_threads", "_waiting")
+
+    def __init__(self, most: int, processors: Collection[int]) -> None:
+        self._most = most
+        self._processors = processors
+        self._waiting: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]] | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._lock = allocate_lock()
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, run: Callable[..., None], *arguments: object) -> None:
+        """Have `run` called with the arguments in one of the threads, as soon as one has time."""
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            elif self._threads < self._most:
+                start_new_thread(self._work, ())
+                self._threads += 1
+            self._waiting.put((run, arguments))
+
+    def close(self) -> None:
+        """Wait for all that was handed in; nothing more may be."""
+        with self._lock:
+            for _ in range(self._threads):
+                self._waiting.put(None)
+        for _ in range(self._threads):
+            self._ended.get()
+
+    def _work(self) -> None:
+        try:
+            self._go_anywhere()
+            while (work := self._waiting.get()) is not None:
+                run, arguments = work
+                try:
+                    run(*arguments)
+                except Exception:
+                    log.exception("unexpected error in a worker, which goes on")
+                with self._lock:
+                    self._idle += 1
+        finally:
+            self._ended.put(None)
+
+    def _go_anywhere(self) -> None:
+        try:
+            os.sched_setaffinity(0, self._processors)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # all of them have been switched off: it stays where the kernel has put it
