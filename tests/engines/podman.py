@@ -51,12 +51,12 @@ class Store:
     def podman(self, *arguments: str, limit: float = 60.0) -> str:
         return self.run("podman", *arguments, limit=limit)
 
-    def inside(self, name: str, script: str, *options: str) -> str:
+    def inside(self, name: str, script: str, *options: str, image: str = IMAGE) -> str:
         """What a script prints in a new container, which is stopped then but stays.
 
         Without privilege, `podman run` in the foreground takes 20 seconds longer: "Exceeded conmon timeout".
         """
-        self.podman("run", "--detach", "--name", name, *options, IMAGE, "sleep", "1000")
+        self.podman("run", "--detach", "--name", name, *options, image, "sleep", "1000")
         said = self.podman("exec", name, "sh", "-c", script)
         self.podman("stop", "--time", "0", name)
         return said
