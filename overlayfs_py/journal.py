@@ -89,6 +89,9 @@ def lines_to(descriptor: int) -> Callable[[int, str], None]:
 def records_to(descriptor: int) -> Callable[[int, str], None]:
     """What writes to the descriptor of a log file, with the time, the process and the level, for say_to."""
 
+    # The zone's file may lie where a mount is to be served.
+    time.tzset()
+
     def write(level: int, text: str) -> None:
         now = time.time()
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))

@@ -12,6 +12,7 @@ import gc
 import os
 import resource
 import syslog
+import time
 from _thread import start_new_thread
 
 import mount_helper
@@ -337,6 +338,8 @@ def _has_selinux() -> bool:
 
 def _system_log() -> Callable[[int, str], None]:
     """What writes to syslog(3), which says nothing where no logger runs."""
+    # It tells the time of day, and the zone's file may lie where a mount is to be served.
+    time.tzset()
     syslog.openlog("overlayfs-py", syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def write(level: int, text: str) -> None:
