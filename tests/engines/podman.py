@@ -34,7 +34,7 @@ class Store:
     user: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *command: str, limit: float = 60.0, fails: bool = False) -> str:
+    def run(self, *command: str, limit: float = 110.0, fails: bool = False) -> str:
         """The standard output of a program that works on this store, and that ends with status 0 unless it `fails`."""
         done = subprocess.run(
             [*self.user, *command],
@@ -48,7 +48,7 @@ class Store:
         assert (done.returncode != 0) is fails, said
         return done.stdout.strip()
 
-    def podman(self, *arguments: str, limit: float = 60.0) -> str:
+    def podman(self, *arguments: str, limit: float = 110.0) -> str:
         return self.run("podman", *arguments, limit=limit)
 
     def inside(self, name: str, script: str, *options: str, image: str = IMAGE) -> str:

@@ -164,7 +164,8 @@ def test_buildah_of_a_user_changes_a_container_and_commits_it(rootless: Store) -
     plain = rootless.inside("plain", f"{CHANGES}\n{listing}")
     working = rootless.run("buildah", "from", "--name", "working", IMAGE)
     script = f"rmdir /volume/sub && echo new >/volume/file\n{CHANGES}"
-    rootless.run("buildah", "run", "--volume", f"{source}:/volume:O", working, "--", "sh", "-c", script)
+    volume = ("--network", "host", "--volume", f"{source}:/volume:O")
+    rootless.run("buildah", "run", *volume, working, "--", "sh", "-c", script)
     rootless.run("buildah", "commit", "--quiet", "--rm", working, "localhost/worked")
     assert rootless.inside("worked", listing, image="localhost/worked") == plain
     assert [path.name for path in source.iterdir()] == ["sub"]
