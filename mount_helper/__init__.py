@@ -2,6 +2,7 @@
 
 kernel       /dev/fuse, mount(2), umount2(2), the table of mounts
 fusermount   the same through the set-user-ID program fusermount3, for users who may not mount
+lean         the compiled halves of signal and socket
 handover     mount for a daemon: hand it the descriptor, wait until the root answers, or leave nothing behind
 
 A daemon and its helper talk over a socketpair, one word a packet: the daemon says READY; the helper answers MOUNTED

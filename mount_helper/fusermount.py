@@ -1,9 +1,10 @@
 """FUSE mounts for users who may not mount, through the set-user-ID program fusermount3; fusermount3(1)."""
 
-import os
-import re
-import socket
+from __future__ import annotations
 
+import os
+
+from mount_helper.lean import receive_descriptor, socket
 from mount_helper.request import SUBTYPE, HelperError, Request
 
 _PROGRAMS = ("fusermount3", "fusermount")
@@ -17,18 +18,20 @@ def mount(request: Request) -> int:
 
     fusermount3 sends the descriptor over the socket that _FUSE_COMMFD names. Raises HelperError.
     """
-    options = [b"fsname=" + re.sub(rb"([\\,])", rb"\\\1", request.source), b"subtype=" + SUBTYPE]
+    options = [b"fsname=" + request.source.replace(b"\\", b"\\\\").replace(b",", b"\\,"), b"subtype=" + SUBTYPE]
     options += request.fuse_options()
     options += [word for flag, word in _FLAGS.items() if request.flags & flag]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs:
+    try:
         _run([b"-o", b",".join(options), b"--", request.mountpoint], theirs.fileno())
         theirs.close()
-        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
-    if not descriptors:
+        _, descriptor = receive_descriptor(ours, 1)
+    finally:
+        ours.close()
+        theirs.close()
+    if descriptor is None:
         raise HelperError("fusermount3 sent no descriptor")
-    os.set_inheritable(descriptors[0], False)
-    return descriptors[0]
+    return descriptor
 
 
 def unmount(mountpoint: bytes, *, lazy: bool) -> None:

@@ -1,16 +1,14 @@
 """Mounting for a daemon that is ready to serve: the helper's side."""
 
-import contextlib
+from __future__ import annotations
+
 import errno
-import math
 import os
 import select
-import signal
-import socket
 import time
-from collections.abc import Iterator
 
 from mount_helper import fusermount, kernel
+from mount_helper.lean import send_descriptor, signal, socket
 from mount_helper.request import HelperError, Request, show
 from mount_helper.unmounting import unmount
 
@@ -42,7 +40,7 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
     The daemon must have said READY. Returns the `major:minor` of the mount. Raises HelperError when any of it fails or
     a signal asks to stop; then the daemon has been told, has ended, and nothing is mounted.
     """
-    with _signals_held():
+    with _SignalsHeld():
         try:
             descriptor = _mount(request)
         except HelperError as error:
@@ -58,7 +56,7 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
                 if device is None:
                     raise HelperError(f"{show(request.mountpoint)} was unmounted at once by someone else")
                 root = os.open(request.mountpoint, os.O_PATH | os.O_CLOEXEC)
-                socket.send_fds(daemon, [MOUNTED + device], [descriptor])
+                send_descriptor(daemon, MOUNTED + device, descriptor)
             finally:
                 # From here on the connection lives as long as the daemon.
                 os.close(descriptor)
@@ -131,7 +129,7 @@ def _probe(root: int, device: bytes, daemon: socket.socket) -> tuple[int, int]:
     return pid, reader
 
 
-def _wait_for(daemon: socket.socket, others: tuple[int, ...], seconds: float = math.inf) -> int:
+def _wait_for(daemon: socket.socket, others: tuple[int, ...], seconds: float = float("inf")) -> int:
     """The descriptor that can be read first, the daemon's before others. Raises HelperError on a signal or too late."""
     poller = select.poll()
     for descriptor in (daemon.fileno(), *others):
@@ -171,16 +169,20 @@ def _end(daemon: socket.socket, daemon_pid: int, probe: int) -> None:
 
 
 def _tell(daemon: socket.socket, word: bytes) -> None:
-    # A daemon that has ended need not be told.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        daemon.send(word)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Between mount and success a signal must not end this process, or a dead mount would stay behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        daemon.send(word)
+    except (BrokenPipeError, ConnectionResetError):
+        # A daemon that has ended need not be told.
+        return
+
+
+class _SignalsHeld:
+    """Between mount and success a signal must not end this process, or a dead mount would stay behind."""
+
+    __slots__ = ("before",)
+
+    def __enter__(self) -> None:
+        self.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.before)

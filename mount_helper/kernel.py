@@ -1,9 +1,10 @@
 """FUSE mounts by mount(2), which takes CAP_SYS_ADMIN in the user namespace of the mount namespace; fuse(4)."""
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
-import re
 
 from mount_helper.request import SUBTYPE, HelperError, Request, show
 
@@ -51,9 +52,15 @@ def topmost(mountpoint: bytes) -> bytes | None:
         raise HelperError("cannot read /proc/self/mountinfo; mount /proc") from error
     for line in reversed(lines):
         fields = line.split(b" ", 5)
-        if re.sub(rb"\\([0-7]{3})", lambda match: bytes((int(match[1], 8),)), fields[4]) == mountpoint:
+        if _unescape(fields[4]) == mountpoint:
             return fields[2]
     return None
+
+
+def _unescape(field: bytes) -> bytes:
+    """A path as the table of mounts has it, where `\\ooo` stands for the byte of that octal number."""
+    first, *pieces = field.split(b"\\")
+    return first + b"".join(bytes((int(piece[:3], 8),)) + piece[3:] for piece in pieces)
 
 
 def explain(error: OSError, mountpoint: bytes) -> HelperError:

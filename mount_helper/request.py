@@ -1,7 +1,8 @@
 """What to mount, and how to say that it could not be done."""
 
+from __future__ import annotations
+
 import os
-from typing import NamedTuple
 
 SUBTYPE = b"overlayfs-py"
 
@@ -10,15 +11,27 @@ class HelperError(Exception):
     """The mount, or the unmount, could not be done; the message is one line that says why."""
 
 
-class Request(NamedTuple):
+class Request:
     """One FUSE mount. `flags` are the MS_* flags of mount(2); `context` is an SELinux label for every file."""
 
-    mountpoint: bytes
-    source: bytes
-    flags: int
-    allow_other: bool
-    default_permissions: bool
-    context: bytes | None = None
+    __slots__ = ("allow_other", "context", "default_permissions", "flags", "mountpoint", "source")
+
+    def __init__(
+        self,
+        *,
+        mountpoint: bytes,
+        source: bytes,
+        flags: int,
+        allow_other: bool,
+        default_permissions: bool,
+        context: bytes | None = None,
+    ) -> None:
+        self.mountpoint = mountpoint
+        self.source = source
+        self.flags = flags
+        self.allow_other = allow_other
+        self.default_permissions = default_permissions
+        self.context = context
 
     def fuse_options(self) -> list[bytes]:
         """The options that the kernel's FUSE and fusermount3 share; fuse(4)."""

@@ -5,14 +5,20 @@ overlayfs (Documentation/filesystems/overlayfs.rst, fs/overlayfs/params.c), with
 mount(8) beside its own.
 """
 
+from __future__ import annotations
+
 import math
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
 
 from overlayfs_py.errors import ConfigError
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, Literal
+
+    _Take = Callable[["_Draft", bytes], None]
 
 MAX_LOWERDIRS = 500
 """Lower and data-only layers together; the kernel's OVL_MAX_STACK."""
@@ -123,9 +129,6 @@ class _Draft:
         if not path or b"\0" in path:
             raise ConfigError(f"option {name} needs the path of a directory")
         return os.path.join(self.cwd, path)
-
-
-_Take = Callable[[_Draft, bytes], None]
 
 
 class Option(NamedTuple):
@@ -351,14 +354,22 @@ def _show(text: bytes) -> str:
 
 
 def _unescape(text: bytes) -> bytes:
-    return re.sub(rb"\\(.?)", rb"\1", text, flags=re.DOTALL)
+    if b"\\" not in text:
+        return text
+    # Each backslash goes, and what follows it stays, be it another one.
+    first, *pieces = text.split(b"\\")
+    plain = [first]
+    while pieces:
+        piece = pieces.pop(0)
+        plain.append(piece if piece or not pieces else b"\\" + pieces.pop(0))
+    return b"".join(plain)
 
 
 def _split_layers(value: bytes) -> tuple[list[bytes], list[bytes]]:
     """The lower and the data-only layers of `A:B::D1::D2`, still escaped."""
     lowers: list[bytes] = []
     datas: list[bytes] = []
-    pieces = re.findall(rb"(?:[^\\:]|\\.?)+|:", value, flags=re.DOTALL)
+    pieces = _pieces(value)
     if pieces[:1] == [b":"] or pieces[-1:] == [b":"]:
         raise ConfigError("lowerdir begins or ends with a colon; write '\\:' for one in a name")
     colons = 0
@@ -376,6 +387,21 @@ def _split_layers(value: bytes) -> tuple[list[bytes], list[bytes]]:
             lowers.append(piece)
             colons = 0
     return lowers, datas
+
+
+def _pieces(value: bytes) -> list[bytes]:
+    """The names between colons, still escaped, none of them empty, and each colon as a piece of its own."""
+    pieces: list[bytes] = []
+    name = b""
+    for number, part in enumerate(value.split(b":")):
+        if number:
+            # An odd number of backslashes before a colon makes it part of the name.
+            if (len(name) - len(name.rstrip(b"\\"))) % 2:
+                name += b":" + part
+                continue
+            pieces += [name, b":"] if name else [b":"]
+        name = part
+    return [*pieces, name] if name else pieces
 
 
 def _lowerdir(draft: _Draft, value: bytes) -> None:

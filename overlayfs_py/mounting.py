@@ -5,25 +5,30 @@ is the helper and its child the daemon; in the foreground it is the other way ro
 that the user started.
 """
 
-import contextlib
+from __future__ import annotations
+
 import errno
 import gc
-import logging
 import os
 import resource
-import signal
-import socket
 import syslog
-import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+import time
+from _thread import start_new_thread
 
 import mount_helper
+from mount_helper.lean import receive_descriptor, signal, socket
+from overlayfs_py import journal
 from overlayfs_py.config import MountConfig, check_paths
+from overlayfs_py.engines.once import Once
 from overlayfs_py.errors import ConfigError, LayerError, MountError, OverlayError
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
 from overlayfs_py.sys.descriptors import close_all_but
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
     from overlayfs_py.core.overlay import Overlay
 
 ANSWER_LIMIT = 30.0
@@ -36,9 +41,10 @@ READ_AHEAD = 1024
 """KiB that the kernel reads ahead in a file that is read in sequence."""
 
 _MS_POSIXACL = 1 << 16
+_SIGNAL_NAMES: dict[int, str] = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 _ERRORS: dict[str, type[OverlayError]] = {kind.__name__: kind for kind in (ConfigError, LayerError, MountError)}
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 
 class Mount(NamedTuple):
@@ -74,11 +80,12 @@ def mount(config: MountConfig) -> Mount:
         _become_daemon(config, daemon_end, log_file)
     daemon_end.close()
     try:
-        with helper_end:
-            device = _help(config, helper_end, daemon_pid)
+        device = _help(config, helper_end, daemon_pid)
     except BaseException:
+        helper_end.close()
         os.waitpid(daemon_pid, 0)
         raise
+    helper_end.close()
     return Mount(config.mountpoint, device, daemon_pid)
 
 
@@ -97,9 +104,7 @@ def serve_in_foreground(config: MountConfig, *, debug: bool = False) -> None:
         _become_helper(config, helper_end, daemon_end, daemon_pid)
     helper_end.close()
     close_all_but({daemon_end.fileno()})
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("overlayfs-py: %(message)s"))
-    _log_to(handler, logging.DEBUG if debug else logging.INFO)
+    journal.say_to(journal.lines_to(2), journal.DEBUG if debug else journal.INFO)
     try:
         _serve(config, daemon_end, helper_pid)
     except OverlayError:
@@ -152,7 +157,7 @@ def _become_daemon(config: MountConfig, helper: socket.socket, log_file: str | N
     status = 1
     try:
         _detach(helper.fileno())
-        _log_to(_file_handler(log_file) if log_file else _Syslog(), logging.INFO)
+        journal.say_to(_log_file(log_file) if log_file else _system_log(), journal.INFO)
         _serve(config, helper, None)
         status = 0
     except OverlayError as error:
@@ -160,14 +165,15 @@ def _become_daemon(config: MountConfig, helper: socket.socket, log_file: str | N
     except Exception:
         log.exception("unexpected error; the daemon ends")
     finally:
-        logging.shutdown()
         os._exit(status)
 
 
 def _tell(helper: socket.socket, error: OverlayError) -> None:
-    # A helper that has ended need not be told.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    try:
         helper.send(mount_helper.FAILED + os.fsencode(f"{type(error).__name__} {error}"))
+    except (BrokenPipeError, ConnectionResetError):
+        # A helper that has ended need not be told.
+        return
 
 
 def _detach(kept: int) -> None:
@@ -192,30 +198,30 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _warn(config)
     open_overlay, serve = _load(config)
-    with contextlib.closing(open_overlay(config)) as overlay:
+    overlay = open_overlay(config)
+    try:
         # From here on these wait for the watcher.
         signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
         connection, device = _ask_for_connection(helper, config.mountpoint)
-        answered = threading.Event()
-        watcher = threading.Thread(
-            target=_watch, args=(config.mountpoint, device, helper, helper_pid, answered), name="watcher", daemon=True
-        )
-        watcher.start()
+        answered = Once()
+        start_new_thread(_watch, (config.mountpoint, device, helper, helper_pid, answered))
         try:
             serve(overlay, connection)
         except BaseException as error:
             # A mount that nobody serves would answer every call with ENOTCONN.
             mount_helper.unmount(config.mountpoint, device, lazy=True)
-            if isinstance(error, OverlayError) and not answered.is_set():
+            if isinstance(error, OverlayError) and not answered.has_happened():
                 _tell(helper, error)
                 # The helper repeats it, on which the watcher ends this process.
                 answered.wait()
             raise
         # Unmounted before the helper was content: the watcher ends this process.
         answered.wait()
+    finally:
+        overlay.close()
 
 
-def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]":
+def _load(config: MountConfig) -> tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]:
     """The core and the engine, loaded by the daemon alone, since they take longer than all the rest."""
     engine = _choose_engine(config)
     try:
@@ -238,6 +244,7 @@ def _load(config: MountConfig) -> "tuple[Callable[[MountConfig], Overlay], Calla
     ):
         if given:
             log.warning("option %s has no effect in the portable engine; ignored", option)
+    journal.take_logging_over()
     return Overlay.open, portable.serve
 
 
@@ -274,37 +281,33 @@ def _ask_for_connection(helper: socket.socket, mountpoint: bytes) -> tuple[int, 
     """Say that the layers are open; returns the FUSE connection and the `major:minor` of its mount."""
     try:
         helper.send(mount_helper.READY)
-        word, descriptors, _, _ = socket.recv_fds(helper, mount_helper.MAX_WORD, 1)
+        word, descriptor = receive_descriptor(helper, mount_helper.MAX_WORD)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise MountError("the mount helper ended") from error
-    if not word.startswith(mount_helper.MOUNTED) or not descriptors:
+    if not word.startswith(mount_helper.MOUNTED) or descriptor is None:
         if not word:
             mount_helper.unmount_if_dead(mountpoint)
         raise MountError(os.fsdecode(word.removeprefix(mount_helper.FAILED)) or "the mount helper ended")
-    os.set_inheritable(descriptors[0], False)
-    return descriptors[0], word.removeprefix(mount_helper.MOUNTED)
+    return descriptor, word.removeprefix(mount_helper.MOUNTED)
 
 
-def _watch(
-    mountpoint: bytes, device: bytes, helper: socket.socket, helper_pid: int | None, answered: threading.Event
-) -> None:
+def _watch(mountpoint: bytes, device: bytes, helper: socket.socket, helper_pid: int | None, answered: Once) -> None:
     """Wait for the helper's verdict, then for a signal to stop; a thread of the daemon."""
-    with helper:
-        word = helper.recv(mount_helper.MAX_WORD)
+    word = helper.recv(mount_helper.MAX_WORD)
+    helper.close()
     if helper_pid is not None:
         os.waitpid(helper_pid, 0)
     if word != mount_helper.ANSWERED:
         log.error("%s", os.fsdecode(word.removeprefix(mount_helper.FAILED)) or "the mount helper was killed")
         _unmount_lazily(mountpoint, device)
         os._exit(1)
-    answered.set()
+    answered.happen()
     _read_ahead(device)
     number = signal.sigwait(mount_helper.STOP_SIGNALS)
-    log.info("unmounting on %s", signal.Signals(number).name)
+    log.info("unmounting on %s", _SIGNAL_NAMES[number])
     _unmount_lazily(mountpoint, device)
     signal.sigtimedwait(mount_helper.STOP_SIGNALS, GRACE)
     log.warning("%s was still in use; those who use it get errors now", os.fsdecode(mountpoint))
-    logging.shutdown()
     os._exit(0)
 
 
@@ -334,35 +337,29 @@ def _has_selinux() -> bool:
     return os.path.exists("/sys/fs/selinux/enforce")
 
 
-class _Syslog(logging.Handler):
-    """Records to syslog(3), which says nothing where no logger runs."""
+def _system_log() -> Callable[[int, str], None]:
+    """What writes to syslog(3), which says nothing where no logger runs."""
+    # It tells the time of day, and the zone's file may lie where a mount is to be served.
+    time.tzset()
+    syslog.openlog("overlayfs-py", syslog.LOG_PID, syslog.LOG_DAEMON)
 
-    def __init__(self) -> None:
-        super().__init__()
-        syslog.openlog("overlayfs-py", syslog.LOG_PID, syslog.LOG_DAEMON)
-
-    def emit(self, record: logging.LogRecord) -> None:
+    def write(level: int, text: str) -> None:
         priority = (
             syslog.LOG_ERR
-            if record.levelno >= logging.ERROR
+            if level >= journal.ERROR
             else syslog.LOG_WARNING
-            if record.levelno >= logging.WARNING
+            if level >= journal.WARNING
             else syslog.LOG_INFO
         )
-        for line in self.format(record).splitlines():
+        for line in text.splitlines():
             syslog.syslog(priority, line.encode(errors="backslashreplace").decode())
 
+    return write
 
-def _file_handler(path: str) -> logging.Handler:
+
+def _log_file(path: str) -> Callable[[int, str], None]:
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise MountError(f"cannot open the log file {path}: {error.strerror}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s overlayfs-py[%(process)d]: %(levelname)s: %(message)s"))
-    return handler
-
-
-def _log_to(handler: logging.Handler, level: int) -> None:
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    logging.getLogger("overlayfs_py").setLevel(level)
+    return journal.records_to(descriptor)

@@ -287,6 +287,34 @@ def test_mountpoint_may_cover_a_layer(layers: Layers) -> None:
     assert (layers.lower / "a").read_text() == "lower"
 
 
+def test_a_mount_over_the_library_that_serves_it_copies_large_files_up(layers: Layers) -> None:
+    with (layers.lower / "large").open("wb") as large:
+        large.seek(64 << 20)
+        large.write(b"data")
+    # What waits for itself can't be killed, but for an end of the connection.
+    inside = textwrap.dedent(
+        """
+        set -e
+        library=$1 done=$2; shift 2
+        "$@" "$library"
+        { echo more >>"$library/large"; tail -c 9 "$library/large" >"$done"; } &
+        waited=0
+        until [ -s "$done" ] || [ $waited = 200 ]; do sleep 0.1; waited=$((waited + 1)); done
+        umount --lazy --force "$library"
+        wait
+        """
+    )
+    library = Path(os.__file__).parent
+    options = layer_options([layers.lower, library], layers.upper, layers.work)
+    result = layers.base / "done"
+    words: list[AnyPath] = ["unshare", "-m", "sh", "-c", inside, "sh", library, result, *_PROGRAM, "-o", options]
+    done = call([], program=[os.fsdecode(os.fspath(word)) for word in words])
+    assert done.stderr == ""
+    assert result.read_text() == "datamore\n"
+    assert (layers.upper / "large").stat().st_size == (64 << 20) + 9
+    wait_until(lambda: not holders(library))
+
+
 def test_several_option_arguments_and_switches_of_mount_are_taken(layers: Layers) -> None:
     words: list[AnyPath] = ["-n", "-s", "-v", "-t", "fuse.x", "src", layers.mnt, "-ofsname=other", "-o"]
     words.append(f"lowerdir={layers.lower}")
@@ -777,12 +805,26 @@ def test_a_mount_by_root_loads_no_module_that_only_others_need() -> None:
     costly = {
         "argparse",
         "asyncio",
+        "collections",
+        "concurrent",
+        "contextlib",
+        "enum",
+        "functools",
+        "importlib",
+        "logging",
         "overlayfs_py.cli.doctor",
         "pathlib",
         "pyfuse3",
+        "re",
+        "selectors",
         "shutil",
+        "signal",
+        "socket",
         "subprocess",
         "tempfile",
+        "threading",
+        "traceback",
+        "typing",
     }
     assert loaded & costly == set()
 

@@ -1,10 +1,10 @@
 """The program `overlayfs-py`; mount.fuse3, podman, buildah, Docker and containerd call it like fuse-overlayfs."""
 
 import os
-import signal
 import sys
 
 import mount_helper
+from mount_helper.lean import signal
 from overlayfs_py import __version__
 from overlayfs_py.config import OPTIONS, parse_options
 from overlayfs_py.errors import ConfigError, OverlayError

@@ -4,9 +4,14 @@ The behaviour is the kernel's (fs/posix_acl.c), for what it leaves to the server
 2 of linux/posix_acl_xattr.h: a little-endian version number, then eight bytes an entry. See acl(5) for the words.
 """
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 ACCESS_KEY = b"system.posix_acl_access"
 DEFAULT_KEY = b"system.posix_acl_default"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import acl, copyup, objects, owners
 from overlayfs_py.core.create import ACL_ACCESS, ACL_DEFAULT
 from overlayfs_py.core.files import without_set_ids
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Attr, Caller, Changes, Steps
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, xattrs
 from overlayfs_py.sys.paths import fd_path
 

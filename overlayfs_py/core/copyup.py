@@ -7,23 +7,23 @@ visible, and only then does memory change. Source: fs/overlayfs/copy_up.c.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import index, lookup, nameless, objects, owners
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Job, Steps
 from overlayfs_py.core.work import Staged
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import copying, files, xattrs
 from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 IN_PLACE_BYTES = 64 << 10
 """Copying this much takes less time than handing it to a thread."""

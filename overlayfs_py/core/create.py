@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import acl, copyup, index, lookup, marks, nameless, objects, owners
 from overlayfs_py.core.files import File
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Caller, Steps
 from overlayfs_py.core.work import Staged
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, xattrs
 from overlayfs_py.sys.rename import RENAME_EXCHANGE
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import index, lookup
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Job, Steps
+from overlayfs_py.records import TYPE_CHECKING, OrderedDict
 from overlayfs_py.sys import files, paths
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
     from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
 

@@ -7,13 +7,12 @@ import fcntl
 import math
 import os
 import stat
-from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import copyup, objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import InGroup, Job, Steps
+from overlayfs_py.records import TYPE_CHECKING, OrderedDict
 from overlayfs_py.sys import files as sys_files
 from overlayfs_py.sys import paths
 from overlayfs_py.sys.paths import fd_path

@@ -9,11 +9,11 @@ import errno
 import fcntl
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import copyup, objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Steps
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:

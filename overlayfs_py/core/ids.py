@@ -1,13 +1,17 @@
 """Owners: between the disk and what the mount shows, and in the xattrs that stand for a file's real owner and mode."""
 
+from __future__ import annotations
+
 import errno
 import os
-import re
 import stat
-from collections.abc import Container
-from typing import NamedTuple
 
 from overlayfs_py.config import IdRange
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Container
 
 OVERFLOW_ID = 65534
 """Shown as the owner where the map has no id for the real one (proc(5), overflowuid)."""
@@ -129,12 +133,12 @@ _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 # As containers/storage reads it: fields after the fourth, and parts of a device after the minor number, are for later
 # versions.
-_override_format = re.compile(
+_OVERRIDE = (
     rb"(?P<uid>[0-9]{1,10}):(?P<gid>[0-9]{1,10}):(?P<mode>[0-7]{1,11})"
     rb"(?::(?:(?P<kind>file|dir|symlink|pipe|socket)"
-    rb"|(?P<device>block|char)-(?P<major>[0-9]{1,4})-(?P<minor>[0-9]{1,7})(?:-[^:]*)?)(?::.*)?)?",
-    re.DOTALL,
+    rb"|(?P<device>block|char)-(?P<major>[0-9]{1,4})-(?P<minor>[0-9]{1,7})(?:-[^:]*)?)(?::.*)?)?"
 )
+_override_format: re.Pattern[bytes] | None = None
 _MAJOR_LIMIT = 1 << 12
 _MINOR_LIMIT = 1 << 20
 _ID_LIMIT = 0xFFFFFFFF
@@ -159,6 +163,7 @@ def override_key(xattr_permissions: int) -> bytes:
 
     Only the privileged one can be set on symbolic links and special files (xattr(7)).
     """
+    _load_format()
     return _WRITTEN_KEYS[xattr_permissions]
 
 
@@ -166,8 +171,19 @@ def layer_override_key(root_keys: Container[bytes]) -> bytes | None:
     """The key that counts in a layer, which the xattrs of its root tell; None if owners there are the real ones."""
     for key in OVERRIDE_KEYS:
         if key in root_keys:
+            _load_format()
             return key
     return None
+
+
+def _load_format() -> re.Pattern[bytes]:
+    """What only a mount with such a layer needs, and has before it serves, as a mount may lie over the library."""
+    global _override_format
+    if _override_format is None:
+        import re
+
+        _override_format = re.compile(_OVERRIDE, re.DOTALL)
+    return _override_format
 
 
 def parse_override(value: bytes) -> Override:
@@ -175,7 +191,7 @@ def parse_override(value: bytes) -> Override:
 
     Raises ValueError for anything else. Source: containers/storage, pkg/idtools, ContainersOverrideXattr.
     """
-    match = _override_format.fullmatch(value)
+    match = _load_format().fullmatch(value)
     if match is None:
         raise ValueError("not an override_stat value")
     uid = int(match["uid"])

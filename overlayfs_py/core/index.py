@@ -9,25 +9,22 @@ Source: fs/overlayfs/namei.c (ovl_get_index_name), fs/overlayfs/inode.c (ovl_get
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import re
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import marks, objects
 from overlayfs_py.core.marks import FileMarks
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.work import Work
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import handles, xattrs
 
 if TYPE_CHECKING:
     from overlayfs_py.core.lookup import Found
     from overlayfs_py.core.overlay import Overlay
 
-log = logging.getLogger(__name__)
-
-_NLINK = re.compile(rb"([UL])([+-][0-9]{1,9})")
+log = Journal(__name__)
 
 
 def covers(fs: Overlay, kind: int) -> bool:
@@ -112,12 +109,20 @@ def _lower_nlink(fs: Overlay, origin: bytes) -> int:
         os.close(fd)
 
 
+def _split_nlink(mark: bytes | None) -> tuple[bytes, int] | None:
+    """What an `nlink` mark counts from, U or L, and how many more; None for one that is not sound."""
+    if not mark or mark[:1] not in (b"U", b"L") or mark[1:2] not in (b"+", b"-"):
+        return None
+    digits = mark[2:]
+    return (mark[:1], int(mark[1:])) if digits.isdigit() and len(digits) <= 9 else None
+
+
 def _parse_nlink(mark: bytes | None, upper: int, lower: int) -> int:
     """The link count an `nlink` mark stands for; without a sound one, the upper count less the index's own link."""
-    match = _NLINK.fullmatch(mark) if mark else None
-    if match is None or (match[1] == b"L" and not lower):
+    found = _split_nlink(mark)
+    if found is None or (found[0] == b"L" and not lower):
         return max(upper - 1, 1)
-    count = (upper if match[1] == b"U" else lower) + int(match[2])
+    count = (upper if found[0] == b"U" else lower) + found[1]
     return count if count > 0 else max(upper - 1, 1)
 
 
@@ -164,6 +169,6 @@ def clean(fs: Overlay) -> None:
         st = os.stat(name, dir_fd=fs.index.fd, follow_symlinks=False)
         if st.st_nlink != 1 or stat.S_ISDIR(st.st_mode):
             continue
-        match = _NLINK.fullmatch(fs.marks.read_file(fs.index.fd, name).nlink or b"")
-        if match is not None and match[1] == b"U" and st.st_nlink + int(match[2]) <= 0:
+        found = _split_nlink(fs.marks.read_file(fs.index.fd, name).nlink)
+        if found is not None and found[0] == b"U" and st.st_nlink + found[1] <= 0:
             os.unlink(name, dir_fd=fs.index.fd)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable
 
 from overlayfs_py.core.ids import layer_override_key
 from overlayfs_py.core.marks import Marks
 from overlayfs_py.core.nodes import Real
 from overlayfs_py.errors import LayerError
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import handles, mounts, paths, xattrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Decoder = Callable[[bytes], int]
 
 _NULL_UUID = bytes(16)
 
@@ -130,9 +135,6 @@ def leave_out_fuse(layers: list[Layer], uuid: bytes) -> None:
     for layer in layers:
         if layer.uuid == uuid and layer.inode_of is _halves_swapped:
             layer.inode_of = None
-
-
-Decoder = Callable[[bytes], int]
 
 
 def _handle_decoder(fd: int, inode: int) -> Decoder | None:

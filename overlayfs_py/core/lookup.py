@@ -9,14 +9,15 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from overlayfs_py.core import index, marks, nameless
 from overlayfs_py.core.merged import EVERYWHERE, positions
 from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from overlayfs_py.core.overlay import Overlay
 
 NAME_MAX = 255

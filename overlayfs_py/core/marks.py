@@ -10,8 +10,8 @@ import errno
 import os
 import stat
 import struct
-from typing import NamedTuple
 
+from overlayfs_py.records import NamedTuple
 from overlayfs_py.sys import xattrs
 
 DOT_WHITEOUT = b".wh."

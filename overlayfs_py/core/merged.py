@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core.marks import DOT_WHITEOUT
 from overlayfs_py.core.nodes import Node
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, paths
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from overlayfs_py.core.overlay import Overlay
 
 Masks = dict[bytes, int]

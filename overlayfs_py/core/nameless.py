@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from overlayfs_py.core import objects
 from overlayfs_py.core.layers import Layer
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.work import Staged
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import owners
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Attr
+from overlayfs_py.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
@@ -64,17 +62,25 @@ def open_file(fs: Overlay, real: Real, flags: int) -> int:
     return fd
 
 
-@contextmanager
-def reached(fs: Overlay, node: Node) -> Iterator[int]:
+class reached:
     """A descriptor that refers to a node's object, O_PATH or better, for as long as the block runs."""
-    if node.pinned >= 0:
-        yield node.pinned
-        return
-    fd = open_path(fs, real_of(node))
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+
+    __slots__ = ("fs", "node", "opened")
+
+    def __init__(self, fs: Overlay, node: Node) -> None:
+        self.fs = fs
+        self.node = node
+        self.opened = -1
+
+    def __enter__(self) -> int:
+        if self.node.pinned >= 0:
+            return self.node.pinned
+        self.opened = open_path(self.fs, real_of(self.node))
+        return self.opened
+
+    def __exit__(self, *_: object) -> None:
+        if self.opened >= 0:
+            os.close(self.opened)
 
 
 def attr(fs: Overlay, node: Node, st: os.stat_result | None = None) -> Attr:

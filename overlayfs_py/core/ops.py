@@ -7,12 +7,14 @@ are generators (requests.Steps); the others answer at once. Row names are those 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from overlayfs_py.core import attrs, create, export, files, flags, lookup, readdir, remove, rename
+from overlayfs_py.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from overlayfs_py.core.overlay import Overlay
 
 

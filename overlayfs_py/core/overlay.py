@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 import stat
@@ -20,9 +19,10 @@ from overlayfs_py.core.nodes import ROOT_ID, Node, NodeTable, Real
 from overlayfs_py.core.requests import Job
 from overlayfs_py.core.work import Work, read_index
 from overlayfs_py.errors import LayerError
+from overlayfs_py.journal import Journal
 from overlayfs_py.sys import credentials, paths, xattrs
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 _MOST_DESCRIPTORS = 1024
 _LEAST_SHARE = 16

@@ -8,21 +8,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import ids, objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Caller
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import xattrs
 from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
     from overlayfs_py.core.work import Staged
 
-Translate = Callable[[int], int]
+    Translate = Callable[[int], int]
 
 # What an object itself is made with where its mode lives in an xattr: the daemon must be able to use it.
 _STORED_DIR_MODE = 0o755

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import lookup, marks, merged
 from overlayfs_py.core.nodes import Node, Real
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, paths
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import copyup, index, lookup, nameless, objects, owners, readdir
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
 from overlayfs_py.core.work import Staged
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, xattrs
 from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 

@@ -7,22 +7,22 @@ through at its new name. Source: fs/overlayfs/dir.c (ovl_rename, ovl_set_redirec
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from overlayfs_py.core import copyup, lookup, marks, nameless, objects, readdir, remove
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
 from overlayfs_py.core.work import Staged
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import xattrs
 from overlayfs_py.sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 _FLAGS = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
 # The kernel makes no redirect longer than this, and we follow suit: its mounts must be able to read it.

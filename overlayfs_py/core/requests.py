@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, TypeVar
 
-Result = TypeVar("Result")
+from overlayfs_py.records import TYPE_CHECKING, NamedTuple
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any, TypeVar
 
-InGroup = Callable[[int], bool]
+    Result = TypeVar("Result")
+    InGroup = Callable[[int], bool]
+    Steps = Generator["Job", None, Result]
+    """An operation in steps: each job it yields must be executed before it is resumed."""
+else:
+    # Of use to type checkers alone.
+    InGroup = Steps = None
 
 
 class Caller(NamedTuple):
@@ -92,10 +99,6 @@ class Job:
 
 def _never() -> bool:
     return False
-
-
-Steps = Generator[Job, None, Result]
-"""An operation in steps: each job it yields must be executed before it is resumed."""
 
 
 def drive(steps: Generator[Job, None, Result]) -> Result:

@@ -6,22 +6,24 @@ cleared by the next mount.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import logging
 import os
 import stat
-from typing import Literal
 
 from overlayfs_py.core.layers import Layer, open_lower
 from overlayfs_py.core.marks import WHITEOUT_DEVICE, Marks
 from overlayfs_py.errors import LayerError
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, locking, paths, xattrs
 from overlayfs_py.sys.rename import RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing import Literal
 
-WhiteoutStyle = Literal["device", "xattr"]
+    WhiteoutStyle = Literal["device", "xattr"]
+
+log = Journal(__name__)
 
 
 class Staged:
@@ -263,9 +265,11 @@ class Work:
                 os.close(self.whiteout_fd)
                 self.whiteout_fd = -1
         files.make_node(dir_fd, name, stat.S_IFCHR, WHITEOUT_DEVICE)
-        # The whiteout is there: without a descriptor of it the next one is made as it was.
-        with contextlib.suppress(OSError):
+        try:
             self.whiteout_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        except OSError:
+            # The whiteout is there: without a descriptor of it the next one is made as it was.
+            return
 
     def discard(self, name: bytes) -> None:
         """As remove_tree, for what is no part of an operation's outcome any more: a failure is noted and no more.

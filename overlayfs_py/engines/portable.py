@@ -7,7 +7,6 @@ hand out run in worker threads. What pyfuse3 can't pass on is listed in UNSUPPOR
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,8 +23,9 @@ from overlayfs_py.core.objects import attr
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.core.requests import Attr, Caller, Changes, Job, Steps
+from overlayfs_py.journal import Journal
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 UNSUPPORTED = frozenset(
     {

@@ -1,12 +1,17 @@
 """Copying the data of a file: a reflink where the filesystem can, else in the kernel, else by read and write."""
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Callable
 
 from overlayfs_py.sys.libc import LIBC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FICLONE = 0x40049409
 _RANGE_CHUNK = 8 << 20

@@ -1,7 +1,12 @@
 """The descriptors that a process has."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Collection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 def close_all_but(kept: Collection[int]) -> None:

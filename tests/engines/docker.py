@@ -23,7 +23,7 @@ class Docker:
 
     base: Path
 
-    def __call__(self, *arguments: str, limit: float = 60.0) -> str:
+    def __call__(self, *arguments: str, limit: float = 110.0) -> str:
         """The standard output of a `docker` command, which ends with status 0."""
         done = subprocess.run(
             ["docker", "--host", f"unix://{self.base}/socket", *arguments],

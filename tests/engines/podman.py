@@ -34,7 +34,7 @@ class Store:
     user: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *command: str, limit: float = 60.0, fails: bool = False) -> str:
+    def run(self, *command: str, limit: float = 110.0, fails: bool = False) -> str:
         """The standard output of a program that works on this store, and that ends with status 0 unless it `fails`."""
         done = subprocess.run(
             [*self.user, *command],
@@ -48,15 +48,15 @@ class Store:
         assert (done.returncode != 0) is fails, said
         return done.stdout.strip()
 
-    def podman(self, *arguments: str, limit: float = 60.0) -> str:
+    def podman(self, *arguments: str, limit: float = 110.0) -> str:
         return self.run("podman", *arguments, limit=limit)
 
-    def inside(self, name: str, script: str, *options: str) -> str:
+    def inside(self, name: str, script: str, *options: str, image: str = IMAGE) -> str:
         """What a script prints in a new container, which is stopped then but stays.
 
         Without privilege, `podman run` in the foreground takes 20 seconds longer: "Exceeded conmon timeout".
         """
-        self.podman("run", "--detach", "--name", name, *options, IMAGE, "sleep", "1000")
+        self.podman("run", "--detach", "--name", name, *options, image, "sleep", "1000")
         said = self.podman("exec", name, "sh", "-c", script)
         self.podman("stop", "--time", "0", name)
         return said

@@ -74,7 +74,6 @@ def test_changes_in_a_container_are_seen_in_it_diffed_and_committed_as_on_overla
     assert {"data/.wh.gone", "data/keep/moved", "data/renamed/sub/new"} <= diffs[0].keys()
 
 
-@pytest.mark.timeout(300)
 def test_a_debian_root_is_changed_diffed_and_committed_as_on_overlayfs(engine: Containerd, debian: Path) -> None:
     image = f"example.org/debian:{TAG}"
     diffs, kept = [], []

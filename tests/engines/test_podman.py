@@ -88,7 +88,6 @@ def test_a_build_of_many_steps_makes_the_same_image(stores: Stores, tmp_path: Pa
     same(trees, {*LINKS, b"run"} if layers else ())
 
 
-@pytest.mark.timeout(300)
 def test_a_debian_root_is_changed_committed_saved_and_loaded_as_on_the_kernels_driver(
     stores: Stores, debian: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +170,7 @@ def test_eight_containers_run_at_once(stores: Stores) -> None:
     ours = stores["ours"]
     script = f"{CHANGES}\nfor i in $(seq 50); do echo $i >/data/tree/$i; done; ls /data/tree | wc -l"
     with ThreadPoolExecutor(8) as pool:
-        runs = [pool.submit(ours.podman, "run", "--rm", IMAGE, "sh", "-c", script, limit=110.0) for _ in range(8)]
+        runs = [pool.submit(ours.podman, "run", "--rm", IMAGE, "sh", "-c", script) for _ in range(8)]
         assert [run.result() for run in runs] == ["51"] * 8
 
 

@@ -157,6 +157,23 @@ def test_an_overlay_volume_of_a_user_leaves_its_source_alone(rootless: Store) ->
     shutil.rmtree(source)
 
 
+def test_buildah_of_a_user_changes_a_container_and_commits_it(rootless: Store) -> None:
+    source = rootless.base / "TMPDIR" / "source"
+    (source / "sub").mkdir(parents=True)
+    listing = "cd /data && find . -exec stat -c '%n %F %a %u:%g' {} + | sort && find . -type f -exec md5sum {} + | sort"
+    plain = rootless.inside("plain", f"{CHANGES}\n{listing}")
+    working = rootless.run("buildah", "from", "--name", "working", IMAGE)
+    script = f"rmdir /volume/sub && echo new >/volume/file\n{CHANGES}"
+    volume = ("--network", "host", "--volume", f"{source}:/volume:O")
+    rootless.run("buildah", "run", *volume, working, "--", "sh", "-c", script)
+    rootless.run("buildah", "commit", "--quiet", "--rm", working, "localhost/worked")
+    assert rootless.inside("worked", listing, image="localhost/worked") == plain
+    assert [path.name for path in source.iterdir()] == ["sub"]
+    rootless.podman("rm", "plain", "worked")
+    rootless.podman("rmi", "localhost/worked")
+    shutil.rmtree(source)
+
+
 def test_prune_leaves_a_user_no_container_layer_volume_or_daemon(rootless: Store) -> None:
     rootless.inside("done", "rm -rf /data", "--volume", "named:/named")
     rootless.podman("commit", "--quiet", "done")

@@ -13,6 +13,7 @@
 - prune      keeping the number of nodes within a bound
 - device     the transport over /dev/fuse
 - uring      the transport over io_uring
+- workers    threads for what may take long
 - listing    directory positions that need no handle
 
 Opening a file or directory costs no message, unless files are to be passed through: the kernel is told once that OPEN
@@ -22,13 +23,10 @@ layers again, which root is.
 
 from __future__ import annotations
 
-import functools
 import gc
-import logging
 import os
-import threading
-from collections.abc import Callable
-from importlib import import_module
+from _queue import SimpleQueue
+from _thread import start_new_thread
 
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
@@ -37,16 +35,21 @@ from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.session import UNSUPPORTED, Session
 from overlayfs_py.engines.native.uring import Ring
 from overlayfs_py.errors import MountError
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["UNSUPPORTED", "check", "obstacle_to_rings", "serve"]
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 _ALLOCATIONS_A_COLLECTION = 50_000
 
 # They enter themselves in the session's table.
 for _handlers in ("names", "attributes", "files", "directories", "connection"):
-    import_module(f"{__name__}.{_handlers}")
+    __import__(f"{__name__}.{_handlers}")
 
 
 def check(config: MountConfig) -> None:
@@ -141,7 +144,7 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
         _check_agreement(overlay.config, session)
         loops: list[Callable[[], None]] = [first.serve]
         if session.uring:
-            loops.extend(functools.partial(ring.serve, session) for ring in rings)
+            loops.extend(_serving(ring, session) for ring in rings)
         else:
             for _ in range(len(os.sched_getaffinity(0)) - 1):
                 descriptors.append(clone(fuse_fd))
@@ -168,10 +171,14 @@ def _check_agreement(config: MountConfig, session: Session) -> None:
         log.info("requests come over io_uring")
 
 
+def _serving(ring: Ring, session: Session) -> Callable[[], None]:
+    return lambda: ring.serve(session)
+
+
 def _run(loops: list[Callable[[], None]]) -> None:
     """Run each in a thread, until all have ended or one raises; that is raised here, and the others go on."""
     errors: list[BaseException] = []
-    ended = threading.Semaphore(0)
+    ended: SimpleQueue[None] = SimpleQueue()
 
     def run(loop: Callable[[], None]) -> None:
         try:
@@ -179,16 +186,11 @@ def _run(loops: list[Callable[[], None]]) -> None:
         except BaseException as error:  # noqa: BLE001 - raised by who waits for the threads
             errors.append(error)
         finally:
-            ended.release()
+            ended.put(None)
 
-    threads = [
-        threading.Thread(target=run, args=(loop,), name=f"fuse-{n}", daemon=True) for n, loop in enumerate(loops)
-    ]
-    for thread in threads:
-        thread.start()
-    for _ in threads:
-        ended.acquire()
+    for loop in loops:
+        start_new_thread(run, (loop,))
+    for _ in loops:
+        ended.get()
         if errors:
             raise errors[0]
-    for thread in threads:
-        thread.join()

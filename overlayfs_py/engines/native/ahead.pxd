@@ -31,8 +31,9 @@ cdef class Prepared:
 
 cdef class Ahead:
     cdef Plain plain
-    cdef object start
-    cdef object thread
+    cdef object processors
+    # Held by the thread for as long as it runs.
+    cdef object running
     cdef dict expected
     cdef list reals
     cdef int hits

@@ -8,7 +8,7 @@ It is only of directories that are one lower layer's alone, which don't change w
 wrong, or needs a decision, is left to the usual way.
 """
 
-import threading
+from _thread import allocate_lock, start_new_thread
 
 from libc.errno cimport EOPNOTSUPP, errno
 from libc.stdlib cimport free, realloc
@@ -20,6 +20,8 @@ from overlayfs_py.engines.native.plain cimport (
     AT_SYMLINK_NOFOLLOW, DT_CHR, DT_UNKNOWN, KEYS, LISTING, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, Plain,
     dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
 )
+
+from overlayfs_py.engines.native.workers import run_on
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
@@ -69,10 +71,10 @@ cdef class Ahead:
         pthread_mutex_init(&self.mutex, NULL)
         pthread_cond_init(&self.changed, NULL)
 
-    def __init__(self, Plain plain, start):
-        """`start` is called by the thread that reads, before anything else."""
+    def __init__(self, Plain plain, processors):
+        """The thread that reads runs on any of the `processors`."""
         self.plain = plain
-        self.start = start
+        self.processors = processors
         self.prefix, self.prefix_length = plain.prefix, len(plain.prefix)
         # The ids of directories that a walk has yet to enter, the next one last.
         self.expected = {}
@@ -95,7 +97,7 @@ cdef class Ahead:
             self.hits //= 2
         elif self.hits < MOST_HITS:
             self.hits += 1
-        if self.thread is not None and self._is_plain(node):
+        if self.running is not None and self._is_plain(node):
             found = self._take(<Real>node.below)
         if self.hits >= ENOUGH:
             self._read_next()
@@ -158,9 +160,10 @@ cdef class Ahead:
         if fd < 0:
             # whoever asks for it will be told
             return
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._run, name="ahead", daemon=True)
-            self.thread.start()
+        if self.running is None:
+            self.running = allocate_lock()
+            self.running.acquire()
+            start_new_thread(self._run, ())
         pthread_mutex_lock(&self.mutex)
         if self.slots[oldest].state == RUNNING:
             # taken up meanwhile
@@ -215,7 +218,7 @@ cdef class Ahead:
     def _run(self):
         """Read what is queued, the newest first, until the end."""
         cdef int one, newest
-        self.start()
+        run_on(self.processors)
         with nogil:
             pthread_mutex_lock(&self.mutex)
             while not self.ended:
@@ -233,6 +236,7 @@ cdef class Ahead:
                 self.slots[newest].state = DONE
                 pthread_cond_broadcast(&self.changed)
             pthread_mutex_unlock(&self.mutex)
+        self.running.release()
 
     cdef void _fill(self, slot* one) noexcept nogil:
         """Read a directory into a slot; what can't be read, or holds what needs a decision, leaves it without memory."""
@@ -292,13 +296,13 @@ cdef class Ahead:
 
     def close(self):
         """End the thread, and let go of what it has read."""
-        if self.thread is not None:
+        if self.running is not None:
             pthread_mutex_lock(&self.mutex)
             self.ended = True
             pthread_cond_broadcast(&self.changed)
             pthread_mutex_unlock(&self.mutex)
-            self.thread.join()
-            self.thread = None
+            self.running.acquire()
+            self.running = None
         for one in range(SLOTS):
             if self.slots[one].fd >= 0:
                 close(self.slots[one].fd)

@@ -3,7 +3,6 @@
 
 import errno
 import fcntl
-import logging
 import os
 import struct
 
@@ -16,8 +15,9 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session, op_size
 
 from overlayfs_py.engines.native.direct import own_umask
+from overlayfs_py.journal import Journal
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 _FUSE_DEV_IOC_CLONE = 0x8004E500
 

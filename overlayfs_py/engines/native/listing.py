@@ -7,8 +7,11 @@ name: it stays good while entries come and go, after a rewind, and after the lis
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections import OrderedDict
-from collections.abc import Iterable
+
+from overlayfs_py.records import TYPE_CHECKING, OrderedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _FIRST = 3  # behind the positions of "." and ".."
 _MASK = (1 << 63) - 1  # telldir(3) answers with a long

@@ -10,7 +10,6 @@ counted here until RELEASE, which the kernel sends after it has stopped counting
 """
 
 import errno
-import logging
 import os
 
 from libc.errno cimport errno as c_errno
@@ -22,11 +21,12 @@ from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 
 from overlayfs_py.errors import MountError
+from overlayfs_py.journal import Journal
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, void* argument)
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 cdef uint32_t ACCESS_MODE = os.O_ACCMODE
 

@@ -7,9 +7,8 @@ dict, in the order of insertion, and what has had its turn goes to its end.
 """
 
 import errno
-import itertools
-import logging
 import os
+from itertools import islice
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -20,7 +19,9 @@ from posix.unistd cimport write
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 
-log = logging.getLogger(__name__)
+from overlayfs_py.journal import Journal
+
+log = Journal(__name__)
 
 _LEAST = 64
 _MOST = 4096
@@ -63,7 +64,7 @@ cdef class Pruning:
         cdef Node node
         cdef Py_ssize_t wanted = min(max(self.limit // 8, _LEAST), _MOST)
         found = []
-        for node in list(itertools.islice(self.by_id.values(), wanted * _SCANNED)):
+        for node in list(islice(self.by_id.values(), wanted * _SCANNED)):
             del self.by_id[node.id]
             self.by_id[node.id] = node
             if node.lookups > 0 and not node.opens and not node.children and node.parent is not None:

@@ -9,12 +9,9 @@ files, directories, connection.
 """
 
 import errno
-import functools
-import logging
 import os
-import signal
-import threading
 import time
+from _thread import allocate_lock
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -30,11 +27,14 @@ from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core.requests import Caller
 from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.listing import Listings
+from overlayfs_py.engines.native.workers import Workers
+from overlayfs_py.engines.once import Once
+from overlayfs_py.journal import Journal
 
 cdef extern from "string.h" nogil:
     size_t strnlen(const char* text, size_t limit)
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 # FUSE_INVALID_UIDGID
 cdef uint32_t NOBODY = 0xFFFFFFFF
@@ -55,6 +55,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _LISTINGS = 64
 _WORKERS = 8
+_SIGKILL = 9
 _LOOK = 0.05  # seconds between two looks whether who asks has been killed
 
 UNSUPPORTED = frozenset()
@@ -141,7 +142,7 @@ def dying(pid):
         with open(f"/proc/{pid}/status", "rb") as status:
             for line in status:
                 if line.startswith(b"SigPnd:"):
-                    return bool(int(line.split()[1], 16) & 1 << signal.SIGKILL - 1)
+                    return bool(int(line.split()[1], 16) & 1 << _SIGKILL - 1)
     except (FileNotFoundError, ProcessLookupError):
         # 0, or of another pid namespace than this /proc is of
         return False
@@ -175,13 +176,13 @@ cdef class Session:
         self.want_uring = want_uring
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
         self.uring = False
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.pool = None
         self.processors = os.sched_getaffinity(0)
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
-        self.ahead = Ahead(self.plain, functools.partial(_run_on, self.processors))
+        self.ahead = Ahead(self.plain, self.processors)
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
@@ -251,10 +252,7 @@ cdef class Session:
     cpdef object workers(self):
         """The threads that execute jobs, which a mount that only reads never needs."""
         if self.pool is None:
-            # Loaded when it is needed, for the sake of how long a mount takes to answer.
-            from overlayfs_py.engines.native.workers import Workers
-
-            self.pool = Workers(_WORKERS, functools.partial(_run_on, self.processors))
+            self.pool = Workers(_WORKERS, self.processors)
         return self.pool
 
     cdef object advance(self, object steps):
@@ -265,11 +263,11 @@ cdef class Session:
         return job
 
     cdef object owns(self, Request r, object job):
-        """The event that says that `job` is committed, if it is for this caller to execute; None if it is another's."""
+        """The signal that says that `job` is committed, if it is for this caller to execute; None if it is another's."""
         if job in self.running:
             return None
         job.unwanted = Watch(r.pid).killed
-        self.running[job] = threading.Event()
+        self.running[job] = Once()
         return self.running[job]
 
     def _continue(self, Request r, steps, job, owned, finish):
@@ -305,7 +303,7 @@ cdef class Session:
         finally:
             if owned is not None:
                 del self.running[job]
-                owned.set()
+                owned.happen()
 
     def _wait(self, Request r, job):
         """Wait until whoever executes a job has committed it; raises EINTR where who asks has been killed meanwhile."""
@@ -321,17 +319,7 @@ cdef class Session:
         """Wait for what is under way; the connection is gone."""
         self.ahead.close()
         if self.pool is not None:
-            self.pool.shutdown()
-
-
-def _run_on(processors):
-    """Have this thread run on any of these: the one that started it may be pinned to one, that of its ring."""
-    try:
-        os.sched_setaffinity(0, processors)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # all of them have been switched off: it stays where the kernel has put it
+            self.pool.close()
 
 
 class NeverAsk(OSError):

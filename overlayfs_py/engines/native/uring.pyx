@@ -7,9 +7,7 @@ over /dev/fuse. Source: Documentation/filesystems/fuse/fuse-io-uring.rst, includ
 """
 
 import errno
-import logging
 import os
-from collections import deque
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -20,6 +18,8 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session
 
 from overlayfs_py.engines.native.direct import own_umask
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import deque
 
 cdef extern from *:
     """
@@ -104,7 +104,7 @@ cdef extern from *:
     void store_release(uint32_t* at, unsigned int value) nogil
     void* sqe_command(io_uring_sqe* sqe) nogil
 
-log = logging.getLogger(__name__)
+log = Journal(__name__)
 
 cdef enum:
     CMD_REGISTER = 1

@@ -1,89 +1,77 @@
-"""Threads for what may block: started when there is work for them, and kept.
+"""Threads that execute the jobs of operations, made as they are needed.
 
-concurrent.futures does more, for those who wait for an outcome, and takes 5 ms to load.
+Not those of the standard library: loading them takes longer than a mount may, and by the time they are needed the
+library may lie on the mount that is served, which would wait for itself.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+import errno
+import os
+from _queue import SimpleQueue
+from _thread import allocate_lock, start_new_thread
 
-log = logging.getLogger(__name__)
+from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
 
-_Task = tuple[Callable[..., object], tuple[Any, ...]]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
 
-
-class _Worker:
-    """A thread, the task it is given while it is idle, and the lock that it waits for then."""
-
-    __slots__ = ("ready", "task", "thread")
-
-    def __init__(self, task: _Task) -> None:
-        self.task: _Task | None = task
-        self.ready = threading.Lock()
-        self.ready.acquire()
-        self.thread: threading.Thread
+log = Journal(__name__)
 
 
 class Workers:
-    """At most `most` threads, each of which calls `begin` first."""
+    """At most `most` threads, which run on `processors`, whichever of them the one is pinned to that starts them."""
 
-    __slots__ = ("_all", "_backlog", "_begin", "_idle", "_lock", "_most")
+    __slots__ = ("_ended", "_idle", "_lock", "_most", "_processors", "_threads", "_waiting")
 
-    def __init__(self, most: int, begin: Callable[[], None]) -> None:
+    def __init__(self, most: int, processors: Collection[int]) -> None:
         self._most = most
-        self._begin = begin
-        # Guards all that follows.
-        self._lock = threading.Lock()
-        self._all: list[_Worker] = []
-        self._idle: list[_Worker] = []
-        self._backlog: deque[_Task] = deque()
+        self._processors = processors
+        self._waiting: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]] | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._lock = allocate_lock()
+        self._threads = 0
+        self._idle = 0
 
-    def submit(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a thread call `function`; what that raises is logged."""
-        task = function, arguments
+    def submit(self, run: Callable[..., None], *arguments: object) -> None:
+        """Have `run` called with the arguments in one of the threads, as soon as one has time."""
         with self._lock:
             if self._idle:
-                # The one that was busy last, whose memory is warm.
-                worker = self._idle.pop()
-                worker.task = task
-                worker.ready.release()
-            elif len(self._all) < self._most:
-                worker = _Worker(task)
-                worker.thread = threading.Thread(target=self._work, args=(worker,), name=f"job_{len(self._all)}")
-                self._all.append(worker)
-                worker.thread.start()
-            else:
-                self._backlog.append(task)
+                self._idle -= 1
+            elif self._threads < self._most:
+                start_new_thread(self._work, ())
+                self._threads += 1
+            self._waiting.put((run, arguments))
 
-    def shutdown(self) -> None:
-        """Wait until all that was submitted is done; nothing may be submitted after that."""
+    def close(self) -> None:
+        """Wait for all that was handed in; nothing more may be."""
         with self._lock:
-            self._most = 0
-            for worker in self._idle:
-                worker.ready.release()
-        for worker in self._all:
-            worker.thread.join()
+            for _ in range(self._threads):
+                self._waiting.put(None)
+        for _ in range(self._threads):
+            self._ended.get()
 
-    def _work(self, worker: _Worker) -> None:
-        self._begin()
-        while worker.task is not None:
-            function, arguments = worker.task
-            try:
-                function(*arguments)
-            except Exception:
-                log.exception("unexpected error in a job")
-            # What it holds is not to live until the next task comes.
-            worker.task = None
-            del function, arguments
-            with self._lock:
-                if self._backlog:
-                    worker.task = self._backlog.popleft()
-                    continue
-                if not self._most:
-                    return
-                self._idle.append(worker)
-            worker.ready.acquire()
+    def _work(self) -> None:
+        try:
+            run_on(self._processors)
+            while (work := self._waiting.get()) is not None:
+                run, arguments = work
+                try:
+                    run(*arguments)
+                except Exception:
+                    log.exception("unexpected error in a worker, which goes on")
+                with self._lock:
+                    self._idle += 1
+        finally:
+            self._ended.put(None)
+
+
+def run_on(processors: Collection[int]) -> None:
+    """Have this thread run on any of these: the one that started it may be pinned to one, that of its ring."""
+    try:
+        os.sched_setaffinity(0, processors)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # all of them have been switched off: it stays where the kernel has put it
