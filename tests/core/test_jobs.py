@@ -304,7 +304,7 @@ def test_a_copy_of_a_range_whose_caller_was_killed_ends(make: Maker) -> None:
 def test_a_copy_that_there_is_no_memory_for_fails_alone(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make(LOWER)
 
-    def no_memory(*arguments: object) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,13 @@ def switch_kept() -> Iterator[None]:
         yield
         return
     with SWITCH.open("r+", encoding="ascii") as switch:
-        fcntl.flock(switch, fcntl.LOCK_EX)
+        queue = os.open(SWITCH.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Who has just let go of the switch waits here behind who waits for it, or might have it for ever.
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            fcntl.flock(switch, fcntl.LOCK_EX)
+        finally:
+            os.close(queue)
         before = switch.read()
         _kept = True
         try:
