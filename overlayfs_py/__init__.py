@@ -2,6 +2,8 @@
 
 config     every mount option, parsed and checked
 errors     what may go wrong before there is a mount
+journal    what a daemon has to say, and where it goes
+records    named tuples and the like, without loading what has them
 mounting   mount(), and the Mount it returns
 core       the overlay's semantics, without FUSE: open a stack, call the operations of core.ops
 engines    what carries requests between the kernel and core
