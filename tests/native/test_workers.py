@@ -25,11 +25,15 @@ def test_tasks_run_side_by_side_in_as_many_threads_as_there_may_be() -> None:
     assert not together.broken
 
 
+def wait_for(event: threading.Event) -> None:
+    event.wait()
+
+
 def test_what_finds_all_threads_busy_is_done_later_and_in_order() -> None:
     workers = Workers(1, os.sched_getaffinity(0))
     hold = threading.Event()
     done: list[int] = []
-    workers.submit(lambda: None if hold.wait() else None)
+    workers.submit(wait_for, hold)
     for number in range(50):
         workers.submit(done.append, number)
     assert done == []
