@@ -20,6 +20,7 @@ from tests.support.syscalls import MS_BIND, MS_RDONLY, MS_REMOUNT, mount
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CARGO_ROOT: Final = ROOT / ".cache/bench/cargo"
+_PROGRAM: Final = Path(sys.executable).with_name("overlayfs-py")
 _LOG: Final = "log"
 _START_LIMIT: Final = 60.0  # seconds for a mount command
 
@@ -228,7 +229,7 @@ class Ours(Peer):
     def mount(self, stack: Stack, mountpoint: Path) -> None:
         options = f"{layers(stack)},{self.options}"
         environment = {**os.environ, "OVERLAYFS_PY_LOG": str(mountpoint.with_name(_LOG))}
-        _run([sys.executable, "-m", "overlayfs_py", "-o", options, str(mountpoint)], cwd=ROOT, environment=environment)
+        _run([str(_PROGRAM), "-o", options, str(mountpoint)], environment=environment)
 
     def problem(self, below: Path) -> str:
         log = below / _LOG
@@ -236,7 +237,7 @@ class Ours(Peer):
         return f"the daemon logged: {text[-2000:]}" if "Traceback" in text else ""
 
     def is_daemon(self, argv: Sequence[bytes]) -> bool:
-        return argv[1:3] == [b"-m", b"overlayfs_py"]
+        return argv[1:2] == [os.fsencode(_PROGRAM)]
 
 
 PEERS: Final[tuple[Peer, ...]] = (
