@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from overlayfs_py.engines.native import workers as workers_module
 from overlayfs_py.engines.native.workers import Workers
 
 
@@ -59,6 +60,26 @@ def test_a_thread_that_is_idle_is_used_again() -> None:
             threading.Event().wait(0.001)
     workers.close()
     assert len(used) == 1
+
+
+def test_where_no_more_threads_can_be_had_those_there_are_do_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    none = Workers(2, os.sched_getaffinity(0))
+    one = Workers(2, os.sched_getaffinity(0))
+    hold = threading.Event()
+    done: list[int] = []
+    one.submit(wait_for, hold)
+    monkeypatch.setattr(workers_module, "start_new_thread", refuse)
+    with pytest.raises(BlockingIOError):
+        none.submit(done.append, 0)
+    one.submit(done.append, 1)
+    assert done == []
+    hold.set()
+    one.close()
+    none.close()
+    assert done == [1]
 
 
 def test_a_task_that_raises_is_logged_and_the_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,7 @@ cdef class Prepared:
 
 cdef class Ahead:
     cdef Plain plain
+    cdef bint on
     cdef object processors
     # Held by the thread for as long as it runs.
     cdef object running
@@ -48,6 +49,7 @@ cdef class Ahead:
     cdef Prepared visit(self, Node node)
     cdef expect(self, list directories)
     cdef Prepared _take(self, Real real)
+    cdef bint _begin(self) except -1
     cdef bint _is_plain(self, Node node)
     cdef _read_next(self)
     cdef _queue(self, Node node)

@@ -75,6 +75,8 @@ cdef class Ahead:
         """The thread that reads runs on any of the `processors`."""
         self.plain = plain
         self.processors = processors
+        # Elsewhere, what is read ahead may change before it is asked for.
+        self.on = plain.for_ever and plain.as_stored
         self.prefix, self.prefix_length = plain.prefix, len(plain.prefix)
         # The ids of directories that a walk has yet to enter, the next one last.
         self.expected = {}
@@ -91,7 +93,7 @@ cdef class Ahead:
     cdef Prepared visit(self, Node node):
         """Note that a directory is being listed; what has been read of it already, or None."""
         cdef Prepared found = None
-        if not self.plain.for_ever:
+        if not self.on:
             return None
         if self.expected.pop(node.id, None) is None:
             self.hits //= 2
@@ -106,7 +108,7 @@ cdef class Ahead:
     cdef expect(self, list directories):
         """Expect these directories to be listed next, in this order."""
         cdef Node node
-        if not self.plain.for_ever:
+        if not self.on:
             return
         for node in reversed(directories):
             self.expected.pop(node.id, None)
@@ -122,7 +124,6 @@ cdef class Ahead:
             and node.upper is None
             and type(node.below) is Real
             and not node.removed
-            and self.plain.as_stored
         )
 
     cdef _read_next(self):
@@ -160,10 +161,9 @@ cdef class Ahead:
         if fd < 0:
             # whoever asks for it will be told
             return
-        if self.running is None:
-            self.running = allocate_lock()
-            self.running.acquire()
-            start_new_thread(self._run, ())
+        if self.running is None and not self._begin():
+            close(fd)
+            return
         pthread_mutex_lock(&self.mutex)
         if self.slots[oldest].state == RUNNING:
             # taken up meanwhile
@@ -215,7 +215,19 @@ cdef class Ahead:
             at += room_of(entry.length)
         return found
 
-    def _run(self):
+    cdef bint _begin(self) except -1:
+        """Start the thread; False where there may be no more of them, and then nothing is read ahead any more."""
+        running = allocate_lock()
+        running.acquire()
+        try:
+            start_new_thread(self._run, (running,))
+        except RuntimeError:
+            self.on = False
+            return False
+        self.running = running
+        return True
+
+    def _run(self, running):
         """Read what is queued, the newest first, until the end."""
         cdef int one, newest
         run_on(self.processors)
@@ -236,7 +248,7 @@ cdef class Ahead:
                 self.slots[newest].state = DONE
                 pthread_cond_broadcast(&self.changed)
             pthread_mutex_unlock(&self.mutex)
-        self.running.release()
+        running.release()
 
     cdef void _fill(self, slot* one) noexcept nogil:
         """Read a directory into a slot; what can't be read, or holds what needs a decision, leaves it without memory."""

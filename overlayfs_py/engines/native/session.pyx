@@ -246,7 +246,15 @@ cdef class Session:
             job = self.advance(steps)
         except StopIteration as stop:
             return finish(self, r, stop.value)
-        self.workers().submit(self._continue, r, steps, job, self.owns(r, job), finish)
+        owned = self.owns(r, job)
+        try:
+            self.workers().submit(self._continue, r, steps, job, owned, finish)
+        except OSError:
+            # Without a thread nobody else waits for the job, either.
+            if owned is not None:
+                del self.running[job]
+            steps.close()
+            raise
         return DEFERRED
 
     cpdef object workers(self):

@@ -35,14 +35,26 @@ class Workers:
         self._idle = 0
 
     def submit(self, run: Callable[..., None], *arguments: object) -> None:
-        """Have `run` called with the arguments in one of the threads, as soon as one has time."""
+        """Have `run` called with the arguments in one of the threads, as soon as one has time.
+
+        Raises EAGAIN where there is none, and none can be had.
+        """
         with self._lock:
             if self._idle:
                 self._idle -= 1
             elif self._threads < self._most:
-                start_new_thread(self._work, ())
-                self._threads += 1
+                self._start()
             self._waiting.put((run, arguments))
+
+    def _start(self) -> None:
+        try:
+            start_new_thread(self._work, ())
+        except RuntimeError as error:
+            if not self._threads:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+            # a limit on processes: those there are have more to do
+        else:
+            self._threads += 1
 
     def close(self) -> None:
         """Wait for all that was handed in; nothing more may be."""
