@@ -597,7 +597,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "readdirplus": Option(
         "=on|auto",
-        "attributes with every listing (default), or as the kernel sees fit",
+        "attributes with all listings (default), or at times",
         _choice("readdirplus", "readdirplus", {b"on": "on", b"auto": "auto"}),
     ),
     "fsname": Option("=NAME", "the source shown in the table of mounts", _fsname),

@@ -112,6 +112,9 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
         if added == 0:
             break
         used += added
+    else:
+        # All of it is told.
+        listing.prepared = None
     if directories and offset < 3:
         s.ahead.expect(directories)
     return used
