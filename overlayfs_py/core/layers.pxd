@@ -20,6 +20,7 @@ cdef class Numbers:
     cdef public dict filesystems
     cdef public int bits
     cdef public int shift
+    cdef public unsigned long long low
     cdef public unsigned long long last_dev
     cdef public unsigned long long last_base
 

@@ -185,7 +185,7 @@ class Numbers:
     kernel's xino; where the real number needs those bits, both are mixed. With `bits` 32 they are always folded.
     """
 
-    __slots__ = ("bits", "filesystems", "last_base", "last_dev", "shift")
+    __slots__ = ("bits", "filesystems", "last_base", "last_dev", "low", "shift")
 
     def __init__(self, layers: list[Layer], *, bits: int) -> None:
         self.filesystems: dict[int, int] = {}
@@ -193,7 +193,10 @@ class Numbers:
             self.filesystems.setdefault(layer.dev, len(self.filesystems))
         self.bits = bits
         # One bit more than these need, as a layer may hold further filesystems.
-        self.shift = bits - (len(self.filesystems) * 2 - 1).bit_length() if len(self.filesystems) > 1 else bits - 1
+        shift = bits - (len(self.filesystems) * 2 - 1).bit_length() if len(self.filesystems) > 1 else bits - 1
+        self.shift = shift
+        # The bits of a number that are the inode's.
+        self.low = (1 << shift) - 1
         # The filesystem asked for last, and its place where that stands in numbers; nobody has the device 0.
         self.last_dev = 0
         self.last_base = 0
@@ -214,7 +217,7 @@ class Numbers:
         place = number >> self.shift
         for dev, known in self.filesystems.items():
             if known == place:
-                return dev, number & (1 << self.shift) - 1
+                return dev, number & self.low
         return None
 
     def _mix(self, place: int, inode: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_py.core.layers import Numbers
 from overlayfs_py.core.nodes import ROOT_ID
 from overlayfs_py.core.overlay import Overlay
 from tests.core.conftest import Maker
@@ -119,3 +120,21 @@ def test_making_and_removing_a_file_again_and_again_leaves_no_node_behind(make: 
         rig.unlink(b"new")
         rig.forget(node)
     assert len(rig.fs.nodes.by_id) < 10
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("inode", [1, 0x7FFF_FFFF, 0x1234_5678_9ABC, 1 << 58])
+def test_a_number_tells_the_filesystem_and_the_inode_it_stands_for(
+    make: Maker, bits: int, devices: int, inode: int
+) -> None:
+    layers = make(LAYER).fs.layers
+    numbers = Numbers(layers, bits=bits)
+    first = layers[0].dev
+    for device in range(first + 1, first + devices):
+        numbers.number(device, 1)
+    for device in range(first, first + devices):
+        number = numbers.number(device, inode)
+        assert 0 < number < 1 << bits
+        if inode < 1 << bits // 2:
+            assert numbers.split(number) == (device, inode)
