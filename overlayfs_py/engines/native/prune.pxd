@@ -7,4 +7,6 @@ cdef class Pruning:
     cdef bint under_way
 
     cdef look(self)
+    cdef hold_back(self)
     cdef list _oldest(self)
+    cdef _send(self, list nodes)

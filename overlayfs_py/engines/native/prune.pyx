@@ -8,6 +8,7 @@ dict, in the order of insertion, and what has had its turn goes to its end.
 
 import errno
 import os
+import time
 from itertools import islice
 
 from libc.errno cimport errno as c_errno
@@ -25,6 +26,8 @@ log = Journal(__name__)
 
 _LEAST = 64
 _MOST = 4096
+_PAUSE = 0.001  # seconds
+_PAUSES = 50
 _SCANNED = 4  # nodes looked at for each that is asked for
 
 # struct fuse_notify_prune_out, behind its header; the nodes follow.
@@ -58,11 +61,25 @@ cdef class Pruning:
         if nodes:
             self.under_way = True
             # In another thread, without the lock: the kernel may wait for writes that are under way here.
-            self.workers().submit(self._ask, nodes)
+            try:
+                self.workers().submit(self._ask, nodes)
+            except OSError:
+                # no thread to be had: the next look-up tries again
+                self.under_way = False
+
+    cdef hold_back(self):
+        """Wait a little where nodes come faster than the kernel is asked to forget them; without the session's lock."""
+        cdef int pause
+        for pause in range(_PAUSES):
+            if not self.under_way or <Py_ssize_t>len(self.by_id) <= self.limit + self.limit // 2:
+                return
+            # No more than so often: the kernel may wait, in turn, for what is held back here.
+            time.sleep(_PAUSE)
 
     cdef list _oldest(self):
         cdef Node node
-        cdef Py_ssize_t wanted = min(max(self.limit // 8, _LEAST), _MOST)
+        # All that are too many: where this thread got little time, more have come than it asked for last.
+        cdef Py_ssize_t wanted = min(max(<Py_ssize_t>len(self.by_id) - self.limit, self.limit // 8, _LEAST), _MOST)
         found = []
         for node in list(islice(self.by_id.values(), wanted * _SCANNED)):
             del self.by_id[node.id]
@@ -74,6 +91,12 @@ cdef class Pruning:
         return found
 
     def _ask(self, nodes):
+        try:
+            self._send(nodes)
+        finally:
+            self.under_way = False
+
+    cdef _send(self, list nodes):
         cdef size_t count = len(nodes)
         cdef size_t size = sizeof(prune) + count * sizeof(uint64_t)
         cdef prune* message = <prune*>malloc(size)
@@ -93,4 +116,3 @@ cdef class Pruning:
         if sent < 0 and c_errno != errno.ENODEV:
             log.error("the kernel can't be asked to forget: %s", os.strerror(c_errno))
         free(message)
-        self.under_way = False

@@ -210,6 +210,8 @@ cdef class Session:
         if row.handler is NULL:
             r.error, r.length = errno.ENOSYS, 0
             return True
+        if self.pruning.limit and (r.opcode == protocol.LOOKUP or r.opcode == protocol.READDIRPLUS):
+            self.pruning.hold_back()
         r.error = 0
         try:
             if row.how & UNLOCKED:
