@@ -97,6 +97,8 @@ class MountConfig(NamedTuple):
     """FUSE over io_uring in the native engine; on: turn the kernel's switch on, too, and mount only with it."""
     io: Literal["cached", "passthrough"] = "cached"
     """What serves file data; passthrough: the kernel, from the layers' own files, where their data stays what it is."""
+    cpu_latency: Literal["auto", "on", "off"] = "auto"
+    """Whether processors are kept from halting while requests follow one another; the native engine."""
     readdirplus: Literal["on", "auto"] = "on"
     """Whether listings carry attributes always, or where the kernel expects them to be asked for; the native engine."""
     max_nodes: int = 0
@@ -594,6 +596,11 @@ OPTIONS: dict[str, Option] = {
         "=cached|passthrough",
         "the page cache of file data: the mount's (default) or the layers'",
         _choice("io", "io", {b"cached": "cached", b"passthrough": "passthrough"}),
+    ),
+    "cpu_latency": Option(
+        "=auto|on|off",
+        "keep processors awake while busy (default auto: in small VMs)",
+        _choice("cpu_latency", "cpu_latency", {b"auto": "auto", b"on": "on", b"off": "off"}),
     ),
     "readdirplus": Option(
         "=on|auto",

@@ -241,6 +241,7 @@ def _load(config: MountConfig) -> tuple[Callable[[MountConfig], Overlay], Callab
         ("max_nodes", config.max_nodes > 0),
         ("security_label", config.security_label),
         ("readdirplus", config.readdirplus != "on"),
+        ("cpu_latency", config.cpu_latency == "on"),
     ):
         if given:
             log.warning("option %s has no effect in the portable engine; ignored", option)

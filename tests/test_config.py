@@ -250,6 +250,9 @@ def test_ro_makes_a_mount_with_an_upper_read_only() -> None:
         ("engine=native", "engine", "native"),
         ("io=cached", "io", "cached"),
         ("io=passthrough", "io", "passthrough"),
+        ("cpu_latency=auto", "cpu_latency", "auto"),
+        ("cpu_latency=on", "cpu_latency", "on"),
+        ("cpu_latency=off", "cpu_latency", "off"),
         ("readdirplus=auto", "readdirplus", "auto"),
         ("readdirplus=on", "readdirplus", "on"),
         ("uring=on", "uring", "on"),
@@ -271,7 +274,7 @@ def test_option_sets_its_field(option: str, field: str, value: object) -> None:
         "uidmapping=0:1", "uidmapping=a:b:c", "gidmapping=0:1:-1", "uidmapping=0:5:2:1:9:1", "uidmapping=0:5:2:7:6:1",
         "max_write=1", "max_write=lots", "writeback=2", "userxattr=on", "volatile=1", "upperdir=", "workdir",
         "lowerdir+=", "datadir+=", "engine=fast", "uring=maybe", "readdirplus=", "nfs_export=maybe", "verity=on",
-        "verity=require", "remount", "ro=1",
+        "verity=require", "remount", "ro=1", "cpu_latency=0",
     ],
 )  # fmt: skip
 def test_bad_value_is_refused_by_name(option: str) -> None:

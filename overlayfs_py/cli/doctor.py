@@ -134,8 +134,13 @@ def _idling() -> Iterator[str]:
     polling = machine.halt_polling()
     if polling is None:
         return
-    yield _line("idle processors", f"wait {polling / 1000:g} µs before they halt" if polling else "halt at once")
-    if polling < _HALT_POLLING:
+    halting = f"wait {polling / 1000:g} µs before they halt" if polling else "halt at once"
+    latency = machine.open_latency("auto")
+    if latency >= 0:
+        os.close(latency)
+        halting += ", but stay awake while a mount is busy (cpu_latency)"
+    yield _line("idle processors", halting)
+    if polling < _HALT_POLLING and latency < 0:
         yield f"{_ADVICE}echo {_HALT_POLLING} > {machine.HALT_POLLING}{_as_root()}"
 
 

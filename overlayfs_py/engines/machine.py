@@ -15,6 +15,11 @@ from overlayfs_py.sys import credentials
 DEVICE = "/dev/fuse"
 URING_SWITCH = "/sys/module/fuse/parameters/enable_uring"
 HALT_POLLING = "/sys/module/haltpoll/parameters/guest_halt_poll_ns"
+IDLE_DRIVER = "/sys/devices/system/cpu/cpuidle/current_driver"
+CPU_LATENCY = "/dev/cpu_dma_latency"
+
+MOST_PROCESSORS_AWAKE = 16
+"""On a larger machine most processors would look for work in vain."""
 
 OLDEST = (5, 4)
 """The first Linux whose FUSE protocol, 7.31, the native engine can speak."""
@@ -105,6 +110,32 @@ def halt_polling() -> int | None:
     None without the driver that does so (Documentation/virt/guest-halt-polling.rst).
     """
     return _number(HALT_POLLING)
+
+
+def open_latency(wanted: str) -> int:
+    """A descriptor through which to say how long a processor may take to wake; -1 where that isn't to be said.
+
+    `wanted` is the option cpu_latency; auto: only on a small virtual machine whose processors halt when they are idle,
+    and where it can be done. Raises OSError for what keeps `on` from it (Documentation/power/pm_qos_interface.rst).
+    """
+    if wanted == "off" or (wanted == "auto" and not _halts()):
+        return -1
+    try:
+        return os.open(CPU_LATENCY, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if wanted == "auto" and error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            # not root, or in a container without the device
+            return -1
+        raise
+
+
+def _halts() -> bool:
+    """Whether idle processors are halted by the driver for virtual machines, and are few."""
+    try:
+        with open(IDLE_DRIVER, "rb") as driver:
+            return driver.read() == b"haltpoll\n" and (os.cpu_count() or 1) <= MOST_PROCESSORS_AWAKE
+    except FileNotFoundError:
+        return False
 
 
 def obstacle_to_device() -> str | None:

@@ -328,6 +328,7 @@ def test_the_doctor_tells_whether_idle_processors_halt_at_once(
     knob = tmp_path / "guest_halt_poll_ns"
     knob.write_text(f"{setting}\n")
     monkeypatch.setattr(machine, "HALT_POLLING", os.fspath(knob))
+    monkeypatch.setattr(machine, "CPU_LATENCY", os.fspath(tmp_path / "missing"))
     lines = examine()[0].splitlines()
     (number,) = [number for number, line in enumerate(lines) if line.startswith("idle processors")]
     assert lines[number][16:].startswith(said)

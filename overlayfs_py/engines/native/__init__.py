@@ -8,6 +8,7 @@
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
 - ahead      directories read before a walk asks for them
+- pace       what is done while requests come one right after the other
 - direct     changes that need no decision, either
 - export     what tells file handles of one node id apart
 - prune      keeping the number of nodes within a bound
@@ -53,7 +54,13 @@ for _handlers in ("names", "attributes", "files", "directories", "connection"):
 
 
 def check(config: MountConfig) -> None:
-    """See before mounting that rings can be had where they must, and turn the kernel's switch on; raises MountError."""
+    """See before mounting that there is what must be, and turn the kernel's switch for rings on; raises MountError."""
+    try:
+        latency = machine.open_latency(config.cpu_latency)
+    except OSError as error:
+        raise MountError(f"cpu_latency=on: {machine.CPU_LATENCY}: {error.strerror}; use cpu_latency=auto") from error
+    if latency >= 0:
+        os.close(latency)
     if config.uring != "on":
         return
     obstacle = obstacle_to_rings()

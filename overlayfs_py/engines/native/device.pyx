@@ -8,10 +8,11 @@ import struct
 
 from libc.errno cimport errno as c_errno
 from libc.stdlib cimport free, malloc
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from posix.unistd cimport read, write
 
 from overlayfs_py.engines.native cimport protocol
+from overlayfs_py.engines.native.pace cimport Pace, monotonic
 from overlayfs_py.engines.native.session cimport Request, Session, op_size
 
 from overlayfs_py.engines.native.direct import own_umask
@@ -111,7 +112,11 @@ cdef class Channel:
     def serve(self):
         """Serve until the connection ends, in a thread for that; raises OSError for what is neither that nor passing."""
         own_umask(self.session)
-        self._serve(once=False)
+        self.session.pace.enter()
+        try:
+            self._serve(once=False)
+        finally:
+            self.session.pace.leave()
 
     cdef _serve(self, bint once):
         cdef Buffers r = Buffers(self.session.payload + HEADROOM)
@@ -119,12 +124,22 @@ cdef class Channel:
         cdef size_t answered = 0
         cdef bint refused = False
         cdef int number = 0
+        cdef Pace pace = self.session.pace
+        cdef int64_t began = 0
         while True:
             # In one go, so that the interpreter is taken once a request; the others want it, too.
             with nogil:
                 refused = answered != 0 and write(self.fd, r.outward, answered) < 0
-                count = -1 if refused else read(self.fd, r.inward, r.capacity)
-                number = c_errno
+                if refused:
+                    count, number = -1, c_errno
+                else:
+                    if pace.alone:
+                        if began != 0:
+                            pace.took(monotonic() - began, self.fd)
+                        pace.stand_by()
+                    count = read(self.fd, r.inward, r.capacity)
+                    number = c_errno
+                    began = monotonic() if pace.alone else 0
             answered = 0
             if refused:
                 self._report(r, number)

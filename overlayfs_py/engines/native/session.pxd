@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native.ahead cimport Ahead
+from overlayfs_py.engines.native.pace cimport Pace
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
@@ -75,6 +76,7 @@ cdef class Session:
     cdef object listings
     cdef Plain plain
     cdef Ahead ahead
+    cdef readonly Pace pace
     cdef Direct direct
     cdef Generations generations
     cdef readonly Pruning pruning

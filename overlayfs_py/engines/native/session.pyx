@@ -17,6 +17,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.ahead cimport Ahead
+from overlayfs_py.engines.native.pace cimport Pace
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
@@ -183,6 +184,7 @@ cdef class Session:
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
         self.ahead = Ahead(self.plain, self.processors)
+        self.pace = Pace(machine.open_latency(fs.config.cpu_latency), self.processors)
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
@@ -204,6 +206,7 @@ cdef class Session:
         """Serve a request; True when r.error and r.length are the answer, False when it comes later."""
         cdef Py_ssize_t length
         cdef Row* row = &rows[r.opcode] if r.opcode < OPCODES else &rows[0]
+        self.pace.note()
         if self.only_root and r.uid != 0 and not row.how & OPEN_TO_ALL:
             r.error, r.length = errno.EACCES, 0
             return True
@@ -328,6 +331,7 @@ cdef class Session:
     def close(self):
         """Wait for what is under way; the connection is gone."""
         self.ahead.close()
+        self.pace.close()
         if self.pool is not None:
             self.pool.close()
 

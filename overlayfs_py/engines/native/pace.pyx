@@ -1,0 +1,209 @@
+# cython: language_level=3, annotation_typing=False
+"""What is done while one request comes right after the other: processors stay awake, and one thread fetches them all.
+
+Who asks sleeps until the answer comes, and the daemon until the next request. On a virtual machine a processor without
+work halts, which hands it to the host, and takes long to run again: half of a round trip and more. The kernel lets a
+process say how long a processor may take to wake, PM QoS, and at 0 it looks for work instead of halting. That takes the
+host's processor time, so it is said only while requests come thick and fast, and taken back some milliseconds after.
+When the daemon ends, whichever way, the kernel takes it back.
+
+With several threads waiting, the kernel wakes the one that has waited longest, so that each request comes to another
+one, on another processor, which then waits for the interpreter. One alone takes a third less time, even for several
+clients. The others stand by, and are called where a request takes long, where more requests are always waiting and there
+are processors for them, and when requests come slower.
+
+Both is decided by a thread that needs no interpreter.
+
+Source: Documentation/power/pm_qos_interface.rst, Documentation/virt/guest-halt-polling.rst.
+"""
+
+import os
+from _thread import allocate_lock, start_new_thread
+
+from libc.stdint cimport int64_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
+from posix.unistd cimport write
+
+from overlayfs_py.engines.native.workers import run_on
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_cond_init(pthread_cond_t* condition, void* attributes)
+    int pthread_cond_destroy(pthread_cond_t* condition)
+    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
+    int pthread_cond_signal(pthread_cond_t* condition)
+    int pthread_cond_broadcast(pthread_cond_t* condition)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd* files, unsigned long count, int milliseconds)
+
+cdef enum:
+    # All times are in nanoseconds. LOOK requests come in less than this if each follows the one before.
+    SOON = 2_400_000
+    # Between two looks whether they still do, and how many come meanwhile if so.
+    PERIOD = 3_000_000
+    MANY = 12
+
+    # A request that takes more is not to keep others waiting, for so long.
+    LONG = 200_000
+    SHARED = 100_000_000
+    # So many looks in a row that find a request waiting show more than one thread can serve.
+    CROWD = 8
+
+    NO_LIMIT = -1
+
+
+cdef class Pace:
+    """The pace of one mount's requests. What has no nogil is called with the interpreter held."""
+
+    def __cinit__(self):
+        self.fd = -1
+        pthread_mutex_init(&self.mutex, NULL)
+        pthread_cond_init(&self.begun, NULL)
+        pthread_cond_init(&self.shared, NULL)
+
+    def __init__(self, fd, processors):
+        """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all.
+
+        The thread runs on any of the `processors`, as those do that fetch requests.
+        """
+        self.fd = fd
+        self.processors = processors
+        self.many_processors = len(processors) > 2
+
+    def __dealloc__(self):
+        pthread_cond_destroy(&self.shared)
+        pthread_cond_destroy(&self.begun)
+        pthread_mutex_destroy(&self.mutex)
+
+    cdef void enter(self) noexcept nogil:
+        """Begin to fetch requests: of all the threads that do, one will do so alone at times."""
+        pthread_mutex_lock(&self.mutex)
+        self.fetching += 1
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef void leave(self) noexcept nogil:
+        """End it, as the connection has ended: those that stand by are to find out, too."""
+        pthread_mutex_lock(&self.mutex)
+        self.fetching -= 1
+        self.ended = True
+        self.alone = False
+        pthread_cond_broadcast(&self.shared)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef void stand_by(self) noexcept nogil:
+        """Before each request is fetched: wait while another thread is to do so alone."""
+        if not self.alone or self.fetching == 1:
+            return
+        pthread_mutex_lock(&self.mutex)
+        if self.fetching > 1:
+            self.fetching -= 1
+            while self.alone:
+                pthread_cond_wait(&self.shared, &self.mutex)
+            self.fetching += 1
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef void took(self, int64_t nanoseconds, int fuse_fd) noexcept nogil:
+        """Note how long a request took whose answer has been given, and call the others where it kept some waiting."""
+        cdef pollfd file
+        if nanoseconds > LONG:
+            self._share()
+        elif self.many_processors and self.count % LOOK == 0:
+            file.fd, file.events = fuse_fd, POLLIN
+            self.waiting = self.waiting + 1 if poll(&file, 1, 0) == 1 else 0
+            if self.waiting == CROWD:
+                self.waiting = 0
+                self._share()
+
+    cdef void _share(self) noexcept nogil:
+        pthread_mutex_lock(&self.mutex)
+        self.shared_until = monotonic() + SHARED
+        self.alone = False
+        pthread_cond_broadcast(&self.shared)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef _look(self):
+        """See whether requests follow one another, and wake the thread if so."""
+        cdef int64_t before = self.looked
+        self.looked = monotonic()
+        if self.looked - before > SOON or self.ended or (self.running is None and not self._begin()):
+            return
+        pthread_mutex_lock(&self.mutex)
+        self.busy = True
+        pthread_cond_signal(&self.begun)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef bint _begin(self) except -1:
+        """Start the thread; False where there may be no more of them, and then nothing is done any more."""
+        running = allocate_lock()
+        running.acquire()
+        try:
+            start_new_thread(self._run, (running,))
+        except RuntimeError:
+            self.ended = True
+            return False
+        self.running = running
+        return True
+
+    def _run(self, running):
+        try:
+            run_on(self.processors)
+            with nogil:
+                self._keep()
+        finally:
+            running.release()
+
+    cdef void _keep(self) noexcept nogil:
+        """Tell the kernel when requests begin to follow one another, and when they no longer do; until the end."""
+        cdef timespec period
+        cdef uint64_t before
+        period.tv_sec, period.tv_nsec = 0, PERIOD
+        pthread_mutex_lock(&self.mutex)
+        while not self.ended:
+            if not self.busy:
+                pthread_cond_wait(&self.begun, &self.mutex)
+                continue
+            if self._tell(0):
+                before = self.count - MANY
+                while not self.ended and self.count - before >= MANY:
+                    before = self.count
+                    self.alone = monotonic() > self.shared_until
+                    pthread_mutex_unlock(&self.mutex)
+                    nanosleep(&period, NULL)
+                    pthread_mutex_lock(&self.mutex)
+                self._tell(NO_LIMIT)
+            self.alone = self.busy = False
+            pthread_cond_broadcast(&self.shared)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef bint _tell(self, int latency) noexcept nogil:
+        """Tell the kernel how many microseconds a processor may take to wake, until it is told otherwise."""
+        return write(self.fd, &latency, sizeof(latency)) == sizeof(latency)
+
+    def close(self):
+        """End the thread, and take back what the kernel was told."""
+        if self.running is not None:
+            pthread_mutex_lock(&self.mutex)
+            self.ended = True
+            pthread_cond_signal(&self.begun)
+            pthread_mutex_unlock(&self.mutex)
+            self.running.acquire()
+            self.running = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+cdef int64_t monotonic() noexcept nogil:
+    """Nanoseconds of the clock that only goes forward."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
