@@ -1,6 +1,5 @@
 """The threads that execute what may block."""
 
-import os
 import threading
 
 import pytest
@@ -18,7 +17,7 @@ def test_tasks_run_side_by_side_in_as_many_threads_as_there_may_be() -> None:
         used.add(threading.get_ident())
         together.wait()
 
-    workers = Workers(3, os.sched_getaffinity(0))
+    workers = Workers(3)
     for _ in range(6):
         workers.submit(task)
     workers.close()
@@ -31,7 +30,7 @@ def wait_for(event: threading.Event) -> None:
 
 
 def test_what_finds_all_threads_busy_is_done_later_and_in_order() -> None:
-    workers = Workers(1, os.sched_getaffinity(0))
+    workers = Workers(1)
     hold = threading.Event()
     done: list[int] = []
     workers.submit(wait_for, hold)
@@ -44,7 +43,7 @@ def test_what_finds_all_threads_busy_is_done_later_and_in_order() -> None:
 
 
 def test_a_thread_that_is_idle_is_used_again() -> None:
-    workers = Workers(8, os.sched_getaffinity(0))
+    workers = Workers(8)
     used: set[int] = set()
     for _ in range(20):
         ended = threading.Event()
@@ -66,8 +65,8 @@ def test_where_no_more_threads_can_be_had_those_there_are_do_all(monkeypatch: py
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    none = Workers(2, os.sched_getaffinity(0))
-    one = Workers(2, os.sched_getaffinity(0))
+    none = Workers(2)
+    one = Workers(2)
     hold = threading.Event()
     done: list[int] = []
     one.submit(wait_for, hold)
@@ -86,7 +85,7 @@ def test_a_task_that_raises_is_logged_and_the_thread_goes_on(caplog: pytest.LogC
     def fail() -> None:
         raise ValueError("a mistake")
 
-    workers = Workers(1, os.sched_getaffinity(0))
+    workers = Workers(1)
     done: list[int] = []
     workers.submit(fail)
     workers.submit(done.append, 1)

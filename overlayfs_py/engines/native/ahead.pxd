@@ -32,7 +32,6 @@ cdef class Prepared:
 cdef class Ahead:
     cdef Plain plain
     cdef bint on
-    cdef object processors
     # Held by the thread for as long as it runs.
     cdef object running
     cdef dict expected

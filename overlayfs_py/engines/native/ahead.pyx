@@ -21,7 +21,7 @@ from overlayfs_py.engines.native.plain cimport (
     dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
 )
 
-from overlayfs_py.engines.native.workers import run_on
+from overlayfs_py.engines.native.workers import unpin
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
@@ -71,10 +71,8 @@ cdef class Ahead:
         pthread_mutex_init(&self.mutex, NULL)
         pthread_cond_init(&self.changed, NULL)
 
-    def __init__(self, Plain plain, processors):
-        """The thread that reads runs on any of the `processors`."""
+    def __init__(self, Plain plain):
         self.plain = plain
-        self.processors = processors
         # Elsewhere, what is read ahead may change before it is asked for.
         self.on = plain.for_ever and plain.as_stored
         self.prefix, self.prefix_length = plain.prefix, len(plain.prefix)
@@ -230,7 +228,7 @@ cdef class Ahead:
     def _run(self, running):
         """Read what is queued, the newest first, until the end."""
         cdef int one, newest
-        run_on(self.processors)
+        unpin()
         with nogil:
             pthread_mutex_lock(&self.mutex)
             while not self.ended:

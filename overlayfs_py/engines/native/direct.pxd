@@ -9,18 +9,24 @@ from overlayfs_py.engines.native.session cimport Request
 cdef class Direct:
     cdef object fs
     cdef object dirs
+    cdef object work
     cdef object lock
     cdef Plain plain
     # Whether the upper layer keeps what is made in it just as it was asked for.
     cdef bint on
+    # Whether files take the place of whiteouts, and whiteouts theirs, in the same way.
+    cdef bint stages
     cdef uint32_t uid
     cdef uint32_t gid
     # Whether each thread that serves has a umask of its own.
     cdef bint side_by_side
 
     cdef int _make(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st)
+    cdef int _make_in_place(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st) except? -1
     cdef Node create(self, Request r, Node parent, bytes name, uint32_t mode, uint32_t umask, stat* st)
     cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1
     cdef bint set_xattr(self, Node node, bytes key, const char* value, size_t size, int flags) except -1
     cdef bint remove(self, Node parent, bytes name, bint directory) except -1
+    cdef bint _hide(self, Node node, Node parent, bytes name) except -1
+    cdef int _put_whiteout(self, int dir_fd, bytes name)
     cdef bint _is_own(self, Node node)

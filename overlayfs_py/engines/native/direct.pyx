@@ -1,12 +1,12 @@
 # cython: language_level=3, annotation_typing=False
 """Changes to objects that are the upper layer's alone, made by the system calls that were asked for and no others.
 
-As in plain, what can't be sure to need no more than that is left to core, which does the same in more time.
+Beside them, files made and removed in the place of whiteouts, with those that the marks take. As in plain, what can't be sure to need no more than that is left to core, which does the same in more time.
 """
 
 import os
 
-from libc.errno cimport ENOENT, ENOSYS, ENOTEMPTY, EEXIST, errno
+from libc.errno cimport EEXIST, ENODATA, ENOENT, ENOSYS, ENOTEMPTY, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
 from posix.unistd cimport close, ftruncate
@@ -24,32 +24,40 @@ cdef extern from "<sched.h>" nogil:
     int unshare(int flags)
 
 cdef extern from "<fcntl.h>" nogil:
-    int AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW
+    int AT_EMPTY_PATH, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW
     int O_CLOEXEC, O_CREAT, O_EXCL, O_NOFOLLOW, O_PATH, O_RDWR
     int openat(int dir_fd, const char* path, int flags, ...)
 
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, stat* st)
     int fstatat(int dir_fd, const char* path, stat* st, int flags)
+    int mknodat(int dir_fd, const char* path, uint32_t mode, unsigned long rdev)
     int utimensat(int dir_fd, const char* path, const timespec* times, int flags)
     uint32_t set_umask "umask"(uint32_t mask)
     int64_t UTIME_NOW, UTIME_OMIT
 
 cdef extern from "<sys/xattr.h>" nogil:
+    Py_ssize_t getxattr(const char* path, const char* name, void* value, size_t size)
     int lsetxattr(const char* path, const char* name, const void* value, size_t size, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     int fchownat(int dir_fd, const char* path, uint32_t uid, uint32_t gid, int flags)
+    int linkat(int old_fd, const char* old, int dir_fd, const char* path, int flags)
     int unlinkat(int dir_fd, const char* path, int flags)
     long syscall(long number, ...)
 
+cdef extern from "<stdio.h>" nogil:
+    int renameat(int old_fd, const char* old, int dir_fd, const char* path)
+
 cdef enum:
     FORMAT = 0o170000
+    CHARACTER_DEVICE = 0o020000
     REGULAR = 0o100000
     DIRECTORY = 0o040000
     LINK = 0o120000
     PERMISSIONS = 0o7777
     SET_IDS = 0o6000
+    SET_GROUP_ID = 0o2000
     NAME_MAX = 255
     # Linux 6.6; the number is the same on every architecture but alpha.
     SYS_FCHMODAT2 = 452
@@ -83,6 +91,9 @@ cdef class Direct:
         self.on = fs.work is not None and plain.as_stored
         self.on = self.on and not (config.noacl or config.noxattrs or config.security_label)
         self.uid, self.gid = os.geteuid(), os.getegid()
+        self.work = fs.work
+        # What is made in the work directory is to be as it would be in any other.
+        self.stages = self.on and fs.work.whiteouts == "device" and not hands_down(fs.work.fd)
 
     cdef bint _is_own(self, Node node):
         """Whether all there is of an object is one file or directory of the upper layer, under one known name."""
@@ -117,8 +128,9 @@ cdef class Direct:
             return None
         fd = self._make(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st)
         if fd == -EEXIST:
-            # a whiteout, perhaps
-            return None
+            fd = self._make_in_place(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st)
+            if fd < 0:
+                return None
         if fd < 0:
             raise OSError(-fd, os.strerror(-fd), name)
         node = Node(REGULAR, parent, name, Real(parent.upper.layer, parent.upper, name), ())
@@ -151,6 +163,35 @@ cdef class Direct:
             self.lock.acquire()
             self.dirs.let_go()
         return -number if number else fd
+
+    cdef int _make_in_place(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st) except? -1:
+        """The descriptor of a new file in the place of a whiteout; -1, and nothing is done, where core has to."""
+        cdef int fd, number
+        cdef int work_fd
+        if (
+            not self.stages
+            or fstatat(dir_fd, name, st, AT_SYMLINK_NOFOLLOW) != 0
+            or not is_whiteout(st)
+            or hands_down(dir_fd)
+        ):
+            return -1
+        temporary = self.work.temporary_name()
+        work_fd = self.work.fd
+        set_umask(umask)
+        fd = openat(work_fd, temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
+        if fd < 0:
+            return -1
+        # Its filesystem may give it another owner.
+        if fstat(fd, st) != 0 or st.st_uid != self.uid or st.st_gid != self.gid:
+            close(fd)
+            unlinkat(work_fd, temporary, 0)
+            return -1
+        if renameat(work_fd, temporary, dir_fd, name) != 0 or fstat(fd, st) != 0:
+            number = errno
+            close(fd)
+            unlinkat(work_fd, temporary, 0)
+            raise OSError(number, os.strerror(number), name)
+        return fd
 
     cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1:
         """Do what SETATTR asks, attributes then in `st`; False leaves it to core. Set-id bits it takes are core's."""
@@ -212,25 +253,26 @@ cdef class Direct:
         return True
 
     cdef bint remove(self, Node parent, bytes name, bint directory) except -1:
-        """Take away a name that hides none of a lower layer; False leaves it to core.
+        """Take away a name, and have a whiteout hide what lower layers have there; False leaves it to core.
 
-        The object lives on, by a descriptor, for as long as the kernel refers to it.
+        An object of the upper layer lives on, by a descriptor, for as long as the kernel refers to it.
         """
         cdef Node node
         cdef int dir_fd
         cdef int pinned = -1
-        cdef int number
+        cdef int number = 0
+        cdef bint whiteout
         if not self.on or parent.children is None or parent.upper is None or parent.pinned >= 0 or parent.removed:
             return False
         node = parent.children.get(name)
-        if (
-            node is None
-            or (node.kind == DIRECTORY) != directory
-            or not self._is_own(node)
-            or node.upper.parent is not parent.upper
-            or node.upper.name != name
-            or (parent.below is not None and lower_positive(self.fs, parent, name))
-        ):
+        if node is None or (node.kind == DIRECTORY) != directory:
+            return False
+        if node.upper is None:
+            return self._hide(node, parent, name)
+        if not self._is_own(node) or node.upper.parent is not parent.upper or node.upper.name != name:
+            return False
+        whiteout = parent.below is not None and lower_positive(self.fs, parent, name)
+        if whiteout and (directory or not self.stages):
             return False
         dir_fd = self.dirs.fd(parent.upper)
         if node.lookups or node.opens:
@@ -239,8 +281,11 @@ cdef class Direct:
             pinned = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
             if pinned < 0:
                 return False
-        if unlinkat(dir_fd, name, AT_REMOVEDIR if directory else 0) != 0:
+        if whiteout:
+            number = self._put_whiteout(dir_fd, name)
+        elif unlinkat(dir_fd, name, AT_REMOVEDIR if directory else 0) != 0:
             number = errno
+        if number != 0:
             if pinned >= 0:
                 close(pinned)
             if number == ENOENT or number == ENOTEMPTY:
@@ -249,6 +294,62 @@ cdef class Direct:
             raise OSError(number, os.strerror(number), name)
         after_removal(self.fs, node, parent, name, pinned)
         return True
+
+    cdef bint _hide(self, Node node, Node parent, bytes name) except -1:
+        """Put a whiteout over a file of one lower layer that has no other name; False leaves it to core."""
+        cdef Real real
+        cdef stat st
+        if (
+            not self.stages
+            or node.kind == DIRECTORY
+            or type(node.below) is not Real
+            or node.removed
+            or node.indexed
+            or node.metacopy
+            or node.aliases is not None
+            or self.work.whiteout_fd < 0
+        ):
+            return False
+        real = <Real>node.below
+        if real.parent is None:
+            return False
+        # Of one with more names, those that are left are counted in the index.
+        if fstatat(self.dirs.fd(real.parent), real.name, &st, AT_SYMLINK_NOFOLLOW) != 0 or st.st_nlink > 1:
+            return False
+        if linkat(self.work.whiteout_fd, b"", self.dirs.fd(parent.upper), name, AT_EMPTY_PATH) != 0:
+            return False
+        after_removal(self.fs, node, parent, name, -1)
+        return True
+
+    cdef int _put_whiteout(self, int dir_fd, bytes name):
+        """Replace a file by a whiteout; an error number where it is still there, else 0."""
+        cdef int number
+        cdef int work_fd = self.work.fd
+        cdef int whiteout_fd = self.work.whiteout_fd
+        temporary = self.work.temporary_name()
+        if whiteout_fd < 0 or linkat(whiteout_fd, b"", work_fd, temporary, AT_EMPTY_PATH) != 0:
+            # none has been made yet, it has lost all its names, or has as many as can be
+            if mknodat(work_fd, temporary, CHARACTER_DEVICE, 0) != 0:
+                return errno
+        if renameat(work_fd, temporary, dir_fd, name) == 0:
+            return 0
+        number = errno
+        unlinkat(work_fd, temporary, 0)
+        return number
+
+
+cdef bint is_whiteout(stat* st) noexcept:
+    return st.st_mode & FORMAT == CHARACTER_DEVICE and st.st_rdev == 0
+
+
+cdef bint hands_down(int dir_fd) except -1:
+    """Whether what is made in a directory gets its group or an ACL of it, or that can't be told."""
+    cdef char path[32]
+    cdef stat st
+    if fstat(dir_fd, &st) != 0 or st.st_mode & SET_GROUP_ID:
+        return True
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d", dir_fd)
+    return getxattr(path, b"system.posix_acl_default", NULL, 0) >= 0 or errno not in (ENODATA, EOPNOTSUPP)
 
 
 cdef void put_time(timespec* at, bint wanted, bint now, int64_t seconds, uint32_t nanoseconds):

@@ -15,7 +15,6 @@ cdef enum:
 cdef class Pace:
     # cpu_dma_latency, through which the kernel is told; -1 where it never is.
     cdef int fd
-    cdef object processors
     # Held by the thread for as long as it runs.
     cdef object running
     # How many requests have come, and when LOOK of them had last, in nanoseconds.

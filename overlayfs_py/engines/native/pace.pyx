@@ -24,7 +24,7 @@ from libc.stdint cimport int64_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
-from overlayfs_py.engines.native.workers import run_on
+from overlayfs_py.engines.native.workers import unpin
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
@@ -70,14 +70,10 @@ cdef class Pace:
         pthread_cond_init(&self.begun, NULL)
         pthread_cond_init(&self.shared, NULL)
 
-    def __init__(self, fd, processors):
-        """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all.
-
-        The thread runs on any of the `processors`, as those do that fetch requests.
-        """
+    def __init__(self, fd):
+        """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all."""
         self.fd = fd
-        self.processors = processors
-        self.many_processors = len(processors) > 2
+        self.many_processors = len(os.sched_getaffinity(0)) > 2
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.shared)
@@ -155,7 +151,7 @@ cdef class Pace:
 
     def _run(self, running):
         try:
-            run_on(self.processors)
+            unpin()
             with nogil:
                 self._keep()
         finally:

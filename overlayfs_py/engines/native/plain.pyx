@@ -63,6 +63,7 @@ cdef enum:
 
     GONE = 0
     FOUND = 1
+    HIDDEN = 2
     UNDECIDED = -1
 
 
@@ -110,6 +111,8 @@ cdef class Plain:
                 parent.markless = True
             if answer == UNDECIDED:
                 return None
+            if answer == HIDDEN:
+                return ABSENT
             if answer == FOUND:
                 if self._may_be_marked(dir_fd, name):
                     return None
@@ -150,7 +153,7 @@ cdef class Plain:
         for position in range(count) if mask == EVERYWHERE else positions(mask, count):
             base = <Real>bases[position]
             answer = self._ask(base, name, False, &dir_fd, &one)
-            if answer == UNDECIDED:
+            if answer == UNDECIDED or answer == HIDDEN:
                 return None
             if answer == GONE:
                 continue
@@ -331,7 +334,7 @@ cdef class Plain:
         return list_xattrs(self.dirs.fd(real.parent), real.name, &key, 0) == 0
 
     cdef int _ask(self, Real base, bytes name, bint markless, int* dir_fd, stat* st) except -2:
-        """What the directory `base` of one layer has under a name; `markless` as that of a node."""
+        """What the directory `base` of one layer has under a name, HIDDEN for a whiteout; `markless` as of a node."""
         cdef stat mark
         cdef char hidden[256]
         dir_fd[0] = self.dirs.fd(base)
@@ -346,7 +349,7 @@ cdef class Plain:
                 return UNDECIDED
             return GONE
         if S_ISCHR(st.st_mode) and st.st_rdev == 0:
-            return UNDECIDED
+            return HIDDEN
         if st.st_size == 0 and S_ISREG(st.st_mode) and self._may_be_marked(dir_fd[0], name):
             return UNDECIDED
         return FOUND

@@ -71,7 +71,6 @@ cdef class Session:
     cdef readonly object fs
     cdef object lock
     cdef object pool
-    cdef object processors
     cdef object running
     cdef object listings
     cdef Plain plain

@@ -179,12 +179,11 @@ cdef class Session:
         self.uring = False
         self.lock = allocate_lock()
         self.pool = None
-        self.processors = os.sched_getaffinity(0)
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
-        self.ahead = Ahead(self.plain, self.processors)
-        self.pace = Pace(machine.open_latency(fs.config.cpu_latency), self.processors)
+        self.ahead = Ahead(self.plain)
+        self.pace = Pace(machine.open_latency(fs.config.cpu_latency))
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
@@ -265,7 +264,7 @@ cdef class Session:
     cpdef object workers(self):
         """The threads that execute jobs, which a mount that only reads never needs."""
         if self.pool is None:
-            self.pool = Workers(_WORKERS, self.processors)
+            self.pool = Workers(_WORKERS)
         return self.pool
 
     cdef object advance(self, object steps):

@@ -15,19 +15,18 @@ from overlayfs_py.journal import Journal
 from overlayfs_py.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
 log = Journal(__name__)
 
 
 class Workers:
-    """At most `most` threads, which run on `processors`, whichever of them the one is pinned to that starts them."""
+    """At most `most` threads."""
 
-    __slots__ = ("_ended", "_idle", "_lock", "_most", "_processors", "_threads", "_waiting")
+    __slots__ = ("_ended", "_idle", "_lock", "_most", "_threads", "_waiting")
 
-    def __init__(self, most: int, processors: Collection[int]) -> None:
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._processors = processors
         self._waiting: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._lock = allocate_lock()
@@ -66,7 +65,7 @@ class Workers:
 
     def _work(self) -> None:
         try:
-            run_on(self._processors)
+            unpin()
             while (work := self._waiting.get()) is not None:
                 run, arguments = work
                 try:
@@ -79,10 +78,10 @@ class Workers:
             self._ended.put(None)
 
 
-def run_on(processors: Collection[int]) -> None:
-    """Have this thread run on any of these: the one that started it may be pinned to one, that of its ring."""
+def unpin() -> None:
+    """Have this thread run where the main one may: who started it may be pinned to a processor, that of its ring."""
     try:
-        os.sched_setaffinity(0, processors)
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
