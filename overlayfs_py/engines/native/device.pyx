@@ -120,7 +120,7 @@ cdef class Channel:
 
     cdef _serve(self, bint once):
         cdef Buffers r = Buffers(self.session.payload + HEADROOM)
-        cdef Py_ssize_t count
+        cdef Py_ssize_t count = 0
         cdef size_t answered = 0
         cdef bint refused = False
         cdef int number = 0
@@ -135,11 +135,11 @@ cdef class Channel:
                 else:
                     if pace.alone:
                         if began != 0:
-                            pace.took(monotonic() - began, self.fd)
+                            pace.took(monotonic() - began, count + answered, self.fd)
                         pace.stand_by()
                     count = read(self.fd, r.inward, r.capacity)
                     number = c_errno
-                    began = monotonic() if pace.alone else 0
+                    began = monotonic() if pace.alone and count > 0 else 0
             answered = 0
             if refused:
                 self._report(r, number)

@@ -43,7 +43,7 @@ cdef class Pace:
     cdef void enter(self) noexcept nogil
     cdef void leave(self) noexcept nogil
     cdef void stand_by(self) noexcept nogil
-    cdef void took(self, int64_t nanoseconds, int fuse_fd) noexcept nogil
+    cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil
     cdef void _share(self) noexcept nogil
     cdef _look(self)
     cdef bint _begin(self) except -1

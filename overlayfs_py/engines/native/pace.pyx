@@ -52,8 +52,9 @@ cdef enum:
     PERIOD = 3_000_000
     MANY = 12
 
-    # A request that takes more is not to keep others waiting, for so long.
+    # A request that takes more time, or carries more bytes, is not to keep others waiting: for so long all fetch some.
     LONG = 200_000
+    LARGE = 64 << 10
     SHARED = 100_000_000
     # So many looks in a row that find a request waiting show more than one thread can serve.
     CROWD = 8
@@ -107,10 +108,11 @@ cdef class Pace:
             self.fetching += 1
         pthread_mutex_unlock(&self.mutex)
 
-    cdef void took(self, int64_t nanoseconds, int fuse_fd) noexcept nogil:
-        """Note how long a request took whose answer has been given, and call the others where it kept some waiting."""
+    cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil:
+        """Note how long a request took that has been answered, and its bytes; call the others where it may keep some
+        waiting."""
         cdef pollfd file
-        if nanoseconds > LONG:
+        if nanoseconds > LONG or size > LARGE:
             self._share()
         elif self.many_processors and self.count % LOOK == 0:
             file.fd, file.events = fuse_fd, POLLIN
