@@ -17,6 +17,7 @@ NATIVE = (
     "overlayfs_py/engines/native/listing.py",
     "overlayfs_py/engines/native/ahead.pyx",
     "overlayfs_py/engines/native/pace.pyx",
+    "overlayfs_py/engines/native/warm.pyx",
     "overlayfs_py/engines/native/export.pyx",
     "overlayfs_py/engines/native/direct.pyx",
     "overlayfs_py/engines/native/passthrough.pyx",

@@ -13,32 +13,14 @@ import pytest
 
 from tests.conftest import Layers
 from tests.native import trickle
-from tests.support.mounts import REPOSITORY, connections_made, mounted_at, our_mount, unmount
+from tests.native.other import served_by
+from tests.support.mounts import our_mount
 
 PATIENCE = 30.0  # seconds; copying the large file would take many minutes
 
 WRITE = "import os, sys; os.pwrite(os.open(sys.argv[1], os.O_WRONLY), b'W', 0)"
 # A first signal that is no reason to end comes before the one that is.
 HANDLED = "import signal; signal.signal(signal.SIGUSR1, lambda *_: None); " + WRITE
-
-
-@contextlib.contextmanager
-def slow_layer(directory: Path) -> Iterator[None]:
-    command = [sys.executable, "-m", "tests.native.trickle", str(directory)]
-    daemon = subprocess.Popen(command, cwd=REPOSITORY)
-    try:
-        wait_until(lambda: mounted_at(directory) is not None)
-        device = mounted_at(directory)
-        assert device is not None
-        connections_made.add(device.partition(":")[2])
-        yield
-        unmount(directory)
-        assert daemon.wait(PATIENCE) == 0
-    finally:
-        daemon.kill()
-        daemon.wait(PATIENCE)
-        if mounted_at(directory):
-            unmount(directory)
 
 
 @pytest.fixture
@@ -49,7 +31,10 @@ def io() -> str:
 @pytest.fixture
 def mnt(layers: Layers, uring: str, io: str) -> Iterator[Path]:
     options = f"engine=native,uring={uring},io={io}"
-    with slow_layer(layers.lower), our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options):
+    with (
+        served_by("tests.native.trickle", layers.lower),
+        our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options),
+    ):
         yield layers.mnt
 
 

@@ -8,6 +8,7 @@
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
 - ahead      directories read before a walk asks for them
+- warm       files that a disk is asked for before they are read
 - pace       what is done while requests come one right after the other
 - direct     changes that need no decision, either
 - export     what tells file handles of one node id apart

@@ -115,6 +115,8 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     else:
         # All of it is told.
         listing.prepared = None
+        if plus:
+            s.warm.begin(node)
     if directories and offset < 3:
         s.ahead.expect(directories)
     return used

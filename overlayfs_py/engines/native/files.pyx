@@ -12,6 +12,7 @@ from posix.unistd cimport close, pread, pwrite
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry
+from overlayfs_py.engines.native.pace cimport monotonic
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
 
@@ -42,6 +43,7 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     cdef Py_ssize_t count
     cdef Node node
     cdef int fd = -1
+    cdef bint asked = False
     backing = None
     with s.lock:
         node = s.node(r.nodeid)
@@ -49,10 +51,12 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
             backing = s.fs.files.entries.get(node)
             if backing is None:
                 fd = s.plain.open(node)
+                if fd >= 0:
+                    asked = s.warm.visit(node)
         if fd < 0:
             backing = s.fs.files.held(node, write=False)
     if fd >= 0:
-        return read_new(s, r, node, fd, size)
+        return read_new(s, r, node, fd, size, asked)
     if op.flags & O_NOATIME and s.keeps_atimes:
         # The descriptor held is everybody's.
         backing = core_files.Backing(os.open(b"/proc/self/fd/%d" % backing.fd, os.O_RDONLY | O_NOATIME), write=False)
@@ -64,18 +68,26 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     return count
 
 
-cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size) except -2:
-    """Read from the start of a file just opened. Most files end there, and are not kept open for more."""
+cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, bint asked) except -2:
+    """Read from the start of a file just opened, which the disk may have been `asked` for already.
+
+    Most files end there, and are not kept open for more.
+    """
     cdef Py_ssize_t count
     cdef int number = 0
+    cdef int64_t took = -monotonic()
     with nogil:
         count = pread(fd, r.out, size, 0)
         if count < 0:
             number = c_errno
+        took += monotonic()
         if count < <Py_ssize_t>size:
             close(fd)
     if count < 0:
         raise OSError(number, os.strerror(number))
+    if not asked and s.warm.is_long(took):
+        with s.lock:
+            s.warm.waited(node)
     if count == <Py_ssize_t>size:
         with s.lock:
             if s.plain.still(node):

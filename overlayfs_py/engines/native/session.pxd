@@ -7,6 +7,7 @@ from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 from overlayfs_py.engines.native.prune cimport Pruning
+from overlayfs_py.engines.native.warm cimport Warm
 
 
 cdef class Request
@@ -75,6 +76,7 @@ cdef class Session:
     cdef object listings
     cdef Plain plain
     cdef Ahead ahead
+    cdef Warm warm
     cdef readonly Pace pace
     cdef Direct direct
     cdef Generations generations

@@ -23,6 +23,7 @@ from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 from overlayfs_py.engines.native.prune cimport Pruning
+from overlayfs_py.engines.native.warm cimport Warm
 
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core.requests import Caller
@@ -183,6 +184,7 @@ cdef class Session:
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
         self.ahead = Ahead(self.plain)
+        self.warm = Warm(self.plain)
         self.pace = Pace(machine.open_latency(fs.config.cpu_latency))
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)

@@ -1,0 +1,133 @@
+# cython: language_level=3, annotation_typing=False
+"""Files that a disk is asked for before they are read, where one file of a directory is read after the other.
+
+Whoever copies, packs or searches a tree reads small files one by one, and waits for the disk each time. So, once reads
+have waited a few times and each was of the file that comes next in its directory, the disk is asked for the files
+behind it, more of them each time that this comes true, and for the first ones of directories that are listed. All this
+does is to have the layer's filesystem read ahead into the page cache: nothing is kept here, and whatever goes wrong is
+left to the read itself.
+"""
+
+from posix.unistd cimport close
+
+from overlayfs_py.core.nodes cimport Node
+from overlayfs_py.engines.native.plain cimport Plain
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    int RWF_NOWAIT
+    Py_ssize_t preadv2(int fd, const iovec* parts, int count, long offset, int flags)
+
+cdef extern from "<fcntl.h>" nogil:
+    int POSIX_FADV_WILLNEED
+    int posix_fadvise(int fd, long offset, long length, int advice)
+
+cdef enum:
+    REGULAR = 0o100000
+
+    # How often the next file has to be the one that is read before any is asked for on that account.
+    ENOUGH = 2
+    MOST_HITS = 8
+    # Files of a directory asked for at once: at first, and at most; of all directories; and bytes of each.
+    FEW = 4
+    MANY = 32
+    IN_ALL = 96
+    BYTES = 128 << 10
+    # So many in a row that are in the page cache already show that the rest is, too.
+    CACHED = 8
+
+
+cdef class Place:
+    """How far a directory has got."""
+
+
+cdef class Warm:
+    """The files of one overlay that are read next. All is called with the session's lock held."""
+
+    def __init__(self, Plain plain):
+        self.plain = plain
+        self.asked = {}
+        self.window = FEW
+
+    cdef begin(self, Node parent):
+        """Note that a directory has been listed."""
+        if self.hits >= ENOUGH and self.cached < CACHED and parent.children is not None:
+            self._ask(self._place(parent))
+
+    cdef bint visit(self, Node node) except -1:
+        """Note that a file is being read from its start; whether the disk has been asked for it."""
+        cdef Place place = self.asked.pop(node, None)
+        if place is None:
+            return False
+        place.asked -= 1
+        self.hits = min(self.hits + 1, MOST_HITS)
+        self.window = min(2 * self.window, MANY)
+        self._ask(place)
+        return True
+
+    cdef waited(self, Node node):
+        """Note that a read of a file from its start, which the disk had not been asked for, has waited for it."""
+        cdef Place place
+        if node.removed or node.parent is None or node.parent.children is None:
+            return
+        if node is self.expected:
+            self.hits = min(self.hits + 1, MOST_HITS)
+        elif self.expected is not None:
+            self._miss()
+        self.cached = 0
+        place = self._place(node.parent)
+        place.next = place.order.index(node) + 1
+        self.expected = place.order[place.next] if place.next < len(place.order) else None
+        if self.hits >= ENOUGH:
+            self._ask(place)
+
+    cdef _miss(self):
+        self.hits //= 2
+        self.window = FEW
+
+    cdef Place _place(self, Node parent):
+        """Take up a directory at its beginning."""
+        cdef Node child
+        cdef Place place = Place()
+        place.order = [child for child in parent.children.values() if child.kind == REGULAR]
+        return place
+
+    cdef _ask(self, Place place):
+        cdef Place other
+        while place.next < len(place.order) and place.asked < self.window and self.cached < CACHED:
+            node = place.order[place.next]
+            place.next += 1
+            if node in self.asked:
+                continue
+            if not self._ask_for(node):
+                break
+            self.asked[node] = place
+            place.asked += 1
+            self.expected = None
+            if len(self.asked) > IN_ALL:
+                # Nobody has read it since.
+                other = self.asked.pop(next(iter(self.asked)))
+                other.asked -= 1
+                self._miss()
+
+    cdef bint _ask_for(self, Node node) except -1:
+        """Have the disk read the beginning of a file; False where it is no plain one any more."""
+        cdef char byte
+        cdef iovec part
+        cdef int fd
+        if node.removed or node.parent is None:
+            return False
+        fd = self.plain.open(node)
+        if fd < 0:
+            return False
+        part.iov_base, part.iov_len = &byte, 1
+        with nogil:
+            if preadv2(fd, &part, 1, 0, RWF_NOWAIT) >= 0:
+                self.cached += 1
+            else:
+                self.cached = 0
+                posix_fadvise(fd, 0, BYTES, POSIX_FADV_WILLNEED)
+            close(fd)
+        return True
