@@ -224,7 +224,7 @@ def test_one_that_waits_for_its_disk_keeps_nobody_else_waiting(layers: Layers) -
         upper.mkdir()
         work.mkdir()
         (upper / "f").write_bytes(b"before")
-        with our_mount(layers.mnt, [layers.lower], upper, work, "cpu_latency=on"):
+        with our_mount(layers.mnt, [layers.lower], upper, work, "cpu_latency=on,uring=off"):
             with hammer(layers.mnt) as looked_up, (layers.mnt / "f").open("r+b", buffering=0) as written:
                 writer = threading.Thread(target=written.write, args=(b"behind",))
                 frozen = os.open(disk, os.O_RDONLY)

@@ -4,7 +4,7 @@
 import errno
 import os
 
-from libc.errno cimport ENOTTY, errno as c_errno
+from libc.errno cimport EAGAIN, ENOTTY, errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close, pread, pwrite
@@ -14,7 +14,7 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry
 from overlayfs_py.engines.native.pace cimport monotonic
 from overlayfs_py.engines.native.plain cimport stat as stat_t
-from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
+from overlayfs_py.engines.native.session cimport DEFERRED, FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
 
 from overlayfs_py.core import files as core_files
 from overlayfs_py.core import flags
@@ -30,8 +30,21 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     Py_ssize_t copy_file_range(int in_fd, int64_t* off_in, int out_fd, int64_t* off_out, size_t length, unsigned flags)
 
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    int RWF_NOWAIT
+    Py_ssize_t preadv2(int fd, const iovec* parts, int count, int64_t offset, int flags)
+
 cdef enum:
     SET_IDS = 0o6000
+
+    # Bytes of a write that is worth another thread, nanoseconds after which one has waited for its disk, and for how
+    # long after it others are thought to.
+    LARGE = 256 << 10
+    LONG = 2_000_000
+    WAITING = 1_000_000_000
 
 cdef size_t IN_PLACE = core_files.copyup.IN_PLACE_BYTES
 
@@ -41,8 +54,10 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     cdef size_t size = min(<size_t>op.size, r.room)
     cdef int64_t offset = op.offset
     cdef Py_ssize_t count
+    cdef stat_t st
     cdef Node node
     cdef int fd = -1
+    cdef bint whole
     cdef bint asked = False
     backing = None
     with s.lock:
@@ -50,51 +65,114 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
         if offset == 0 and not s.keeps_atimes:
             backing = s.fs.files.entries.get(node)
             if backing is None:
-                fd = s.plain.open(node)
+                fd = s.plain.open(node, &st)
                 if fd >= 0:
                     asked = s.warm.visit(node)
         if fd < 0:
             backing = s.fs.files.held(node, write=False)
     if fd >= 0:
-        return read_new(s, r, node, fd, size, asked)
+        return read_new(s, r, node, fd, size, st.st_size, asked)
     if op.flags & O_NOATIME and s.keeps_atimes:
         # The descriptor held is everybody's.
         backing = core_files.Backing(os.open(b"/proc/self/fd/%d" % backing.fd, os.O_RDONLY | O_NOATIME), write=False)
     fd = backing.fd
     with nogil:
-        count = pread(fd, r.out, size, offset)
+        count = read_cached(fd, r.out, size, offset, &whole)
+        if count < 0:
+            count, whole = pread(fd, r.out, size, offset), True
     if count < 0:
         raise OSError(c_errno, os.strerror(c_errno))
-    return count
+    return count if whole else read_later(s, r, backing, size, offset, count)
 
 
-cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, bint asked) except -2:
-    """Read from the start of a file just opened, which the disk may have been `asked` for already.
+cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, int64_t there, bint asked) except -2:
+    """Read from the start of a file just opened, `there` bytes long, which the disk may have been `asked` for already.
 
     Most files end there, and are not kept open for more.
     """
+    cdef size_t wanted = <size_t>min(<int64_t>size, there)
     cdef Py_ssize_t count
+    cdef int64_t took = 0
     cdef int number = 0
-    cdef int64_t took = -monotonic()
+    cdef bint whole
     with nogil:
-        count = pread(fd, r.out, size, 0)
+        count = read_cached(fd, r.out, wanted, 0, &whole)
         if count < 0:
+            whole = True
+            took = -monotonic()
+            count = pread(fd, r.out, wanted, 0)
             number = c_errno
-        took += monotonic()
-        if count < <Py_ssize_t>size:
+            took += monotonic()
+        if count < 0 or (whole and count < <Py_ssize_t>size):
             close(fd)
     if count < 0:
         raise OSError(number, os.strerror(number))
-    if not asked and s.warm.is_long(took):
+    if (not whole or s.warm.is_long(took)) and not asked:
         with s.lock:
             s.warm.waited(node)
-    if count == <Py_ssize_t>size:
-        with s.lock:
-            if s.plain.still(node):
-                s.fs.files.adopt(node, fd, write=False)
-            else:
-                close(fd)
+    if whole and count < <Py_ssize_t>size:
+        return count
+    with s.lock:
+        if there > <int64_t>size and s.plain.still(node):
+            backing = s.fs.files.adopt(node, fd, write=False)
+        else:
+            backing = core_files.Backing(fd, write=False)
+    return count if whole else read_later(s, r, backing, wanted, 0, count)
+
+
+cdef Py_ssize_t read_cached(int fd, char* out, size_t size, int64_t offset, bint* whole) noexcept nogil:
+    """As pread(2), but no more than the page cache has, which is all there is if `whole` is set.
+
+    -1 where the filesystem can't tell what it has cached, or nothing can be read.
+    """
+    cdef iovec part
+    cdef Py_ssize_t got
+    cdef size_t count = 0
+    whole[0] = True
+    while count < size:
+        part.iov_base, part.iov_len = out + count, size - count
+        got = preadv2(fd, &part, 1, offset + count, RWF_NOWAIT)
+        if got == 0:
+            break
+        if got < 0:
+            if c_errno != EAGAIN and count == 0:
+                return -1
+            whole[0] = False
+            break
+        count += got
     return count
+
+
+cdef Py_ssize_t read_later(Session s, Request r, object backing, size_t size, int64_t offset, size_t count) except -2:
+    """Read what has to come from the disk in another thread, so that who fetches requests doesn't wait for it.
+
+    The first `count` bytes have been read.
+    """
+    try:
+        with s.lock:
+            s.workers().submit(_read_rest, r, backing, size, offset, count)
+    except OSError:
+        # no thread to be had
+        return read_rest(r, backing, size, offset, count)
+    return DEFERRED
+
+
+def _read_rest(Request r, backing, size_t size, int64_t offset, size_t count):
+    try:
+        r.error, r.length = 0, read_rest(r, backing, size, offset, count)
+    except OSError as error:
+        r.error, r.length = error.errno, 0
+    r.transport.reply(r)
+
+
+cdef Py_ssize_t read_rest(Request r, object backing, size_t size, int64_t offset, size_t count) except -2:
+    cdef int fd = backing.fd
+    cdef Py_ssize_t more
+    with nogil:
+        more = pread(fd, r.out + count, size - count, offset + count)
+    if more < 0:
+        raise OSError(c_errno, os.strerror(c_errno))
+    return count + more
 
 
 cdef Py_ssize_t do_write(Session s, Request r) except -2:
@@ -105,7 +183,45 @@ cdef Py_ssize_t do_write(Session s, Request r) except -2:
             return s.run(r, _ready_to_write(s, node), write_held)
         backing = s.fs.files.held(node, write=True)
         clear_set_ids(s, r, backing)
+    if r.pinned:
+        return write_pinned(s, r, backing)
     return write_data(s, r, backing)
+
+
+cdef Py_ssize_t write_pinned(Session s, Request r, object backing) except -2:
+    """Write in the only thread of a processor, where that doesn't take long; else in another one.
+
+    The disk can't be asked beforehand whether it has room: while one write had to wait, so may others.
+    """
+    cdef int64_t began = monotonic()
+    cdef Py_ssize_t length
+    if (<protocol.write_in*>r.op).size >= LARGE or began < s.writes_wait_until:
+        try:
+            with s.lock:
+                s.workers().submit(_write_later, s, r, backing)
+            return DEFERRED
+        except OSError:
+            # no thread to be had
+            pass
+    length = write_data(s, r, backing)
+    note_write(s, began)
+    return length
+
+
+def _write_later(Session s, Request r, backing):
+    cdef int64_t began = monotonic()
+    try:
+        r.error, r.length = 0, write_data(s, r, backing)
+    except OSError as error:
+        r.error, r.length = error.errno, 0
+    note_write(s, began)
+    r.transport.reply(r)
+
+
+cdef note_write(Session s, int64_t began):
+    cdef int64_t now = monotonic()
+    if now - began > LONG:
+        s.writes_wait_until = now + WAITING
 
 
 def _ready_to_write(Session s, Node node):

@@ -81,7 +81,7 @@ cdef class Plain:
     cdef Node prepared(self, Node parent, bytes name, record* found)
     cdef list names(self, Node node)
     cdef bint attributes(self, Node node, stat* st) except -1
-    cdef int open(self, Node node) except? -1
+    cdef int open(self, Node node, stat* st) except? -1
     cdef bint still(self, Node node)
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1
     cdef bint shown(self, Node node, stat* st)

@@ -253,17 +253,16 @@ cdef class Plain:
             fstatat(self.dirs.fd(real.parent), real.name, st, AT_SYMLINK_NOFOLLOW) == 0 and self.shown(node, st)
         )
 
-    cdef int open(self, Node node) except? -1:
-        """A new descriptor of a lower file's data for reading; -1 where core has to open it."""
+    cdef int open(self, Node node, stat* st) except? -1:
+        """A new descriptor of a lower file's data for reading, and its attributes; -1 where core has to open it."""
         cdef Real real
-        cdef stat st
         cdef int fd
         if not self.still(node):
             return -1
         real = topmost(node)
         # What has taken the file's place since, behind our back, may be a link or block.
         fd = openat(self.dirs.fd(real.parent), real.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
-        if fd >= 0 and (fstat(fd, &st) != 0 or not S_ISREG(st.st_mode)):
+        if fd >= 0 and (fstat(fd, st) != 0 or not S_ISREG(st.st_mode)):
             close(fd)
             return -1
         return fd

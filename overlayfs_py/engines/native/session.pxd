@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from overlayfs_py.engines.native.ahead cimport Ahead
 from overlayfs_py.engines.native.pace cimport Pace
@@ -56,6 +56,8 @@ cdef class Request:
     cdef Py_ssize_t length
     cdef int error
     cdef object transport
+    # Whether the thread that serves it is the only one of its processor.
+    cdef bint pinned
 
     cdef bytes name(self)
     cdef bytes entry_name(self)
@@ -91,6 +93,8 @@ cdef class Session:
     cdef bint want_uring
     cdef bint keeps_atimes
     cdef bint only_root
+    # Until when writes are thought to wait for their disk; in nanoseconds of the clock that only goes forward.
+    cdef int64_t writes_wait_until
     # The node whose capabilities were removed last, and by which process, until a change of attributes.
     cdef object capability_taken
     # Whether kernel and engine agreed in INIT on the longer structure of SETXATTR.

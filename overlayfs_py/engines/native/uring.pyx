@@ -337,7 +337,7 @@ cdef class Ring:
             # that processor has just been switched off: whichever is free serves its ring
         self._listen()
         for entry in self.entries:
-            entry.transport = self
+            entry.transport, entry.pinned = self, True
             self._queue(entry, CMD_REGISTER)
         while not self.ended:
             submit, self.pending = self.pending, 0

@@ -11,7 +11,7 @@ left to the read itself.
 from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node
-from overlayfs_py.engines.native.plain cimport Plain
+from overlayfs_py.engines.native.plain cimport Plain, stat
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -117,9 +117,10 @@ cdef class Warm:
         cdef char byte
         cdef iovec part
         cdef int fd
+        cdef stat st
         if node.removed or node.parent is None:
             return False
-        fd = self.plain.open(node)
+        fd = self.plain.open(node, &st)
         if fd < 0:
             return False
         part.iov_base, part.iov_len = &byte, 1
