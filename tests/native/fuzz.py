@@ -22,6 +22,7 @@ import itertools
 import logging
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -293,10 +294,13 @@ def _tree(top: Path) -> list[tuple[str, int, int, bytes]]:
 
 
 def confine(scratch: Path) -> None:
-    """Have this process find every mount read-only, but for a tmpfs on `scratch`."""
+    """Have this process find every mount read-only, but for a tmpfs on `scratch`, and where a sanitizer reports to."""
     unshare(CLONE_NEWNS)
     mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
     targets = [line.split(b" ")[4] for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+    reports = re.search(rb"log_path=([^:]*)/", os.environb.get(b"ASAN_OPTIONS", b""))
+    if reports is not None:
+        mount(reports[1], reports[1], None, MS_BIND)
     for target in targets:
         plain = target.replace(b"\\040", b" ")
         if plain.startswith((b"/proc/", b"/sys/")) or not os.path.isdir(plain):
