@@ -8,10 +8,11 @@ over /dev/fuse. Source: Documentation/filesystems/fuse/fuse-io-uring.rst, includ
 
 import errno
 import os
+from _queue import SimpleQueue
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.unistd cimport write
 
 from overlayfs_py.engines.native cimport protocol
@@ -198,6 +199,49 @@ cdef class Entry(Request):
         head.unique = self.unique
         self.header.entry.payload_sz = length
 
+    cdef bint serve(self, Session session) except -1:
+        """Serve the request that has come; False where its answer comes later, through the transport's reply()."""
+        if not self.parse():
+            log.error("a request of opcode %d that makes no sense", self.opcode)
+            self.error, self.length = errno.EIO, 0
+        elif not session.handle(self):
+            return False
+        self.answer()
+        return True
+
+
+cdef class Loopback:
+    """A place in a ring without a kernel: what may stand there is the caller's choice, as is the thread that serves it."""
+
+    cdef Session session
+    cdef Entry entry
+    cdef object answered
+
+    def __init__(self, Session session):
+        self.session = session
+        self.entry = Entry(1, session.payload)
+        self.entry.transport = self
+        self.answered = SimpleQueue()
+        own_umask(session)
+
+    def reply(self, Entry entry):
+        entry.answer()
+        self.answered.put(None)
+
+    def exchange(self, bytes header, bytes payload):
+        """Serve a request, in the thread that made this: struct fuse_uring_req_header, and what is in the other memory.
+
+        Returns what the kernel would then find of both. Raises ValueError for what is longer than its place.
+        """
+        if <size_t>len(header) != sizeof(request_header) or <size_t>len(payload) > self.entry.room:
+            raise ValueError("a request of another size than a ring's")
+        memcpy(self.entry.header, <char*>header, sizeof(request_header))
+        memcpy(self.entry.payload, <char*>payload, len(payload))
+        if not self.entry.serve(self.session):
+            self.answered.get()
+        size = min(<size_t>self.entry.header.entry.payload_sz, self.entry.room)
+        return (<char*>self.entry.header)[: sizeof(request_header)], self.entry.payload[:size]
+
 
 cdef class Ring:
     """The queue of one CPU, and the loop that serves it."""
@@ -378,10 +422,5 @@ cdef class Ring:
             self._queue(entry, CMD_COMMIT_AND_FETCH)
 
     cdef _serve_one(self, Entry entry):
-        if not entry.parse():
-            log.error("a request of opcode %d that makes no sense", entry.opcode)
-            entry.error, entry.length = errno.EIO, 0
-        elif not self.session.handle(entry):
-            return
-        entry.answer()
-        self._queue(entry, CMD_COMMIT_AND_FETCH)
+        if entry.serve(self.session):
+            self._queue(entry, CMD_COMMIT_AND_FETCH)
