@@ -79,14 +79,11 @@ class Overlay:
         self.impure: set[Real] = set()
         # Layers whose files the upper one could not share blocks with when that was tried.
         self.unshared: set[Layer] = set()
-        # An eighth is left for what is open besides the layers: rings, and what requests use for themselves.
-        most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        eighth = max(0, most - len(config.lowerdirs) - len(config.datadirs)) // 8
-        self.dirs = DirCache(max(_LEAST_SHARE, 3 * eighth))
-        self.files = FileCache(self, max(_LEAST_SHARE, 2 * eighth))
+        self.dirs = DirCache(0)
+        self.files = FileCache(self, 0)
         # Nodes kept by a descriptor, and where the others are that have no name.
-        self.pins = 0
-        self.most_pins = max(_LEAST_SHARE, 2 * eighth)
+        self.pins = self.most_pins = 0
+        self.share_descriptors()
         self.nameless: Layer | None = None
         self.merged = MergedNames(self)
         self.reopened = Reopened(_REOPENED)
@@ -123,6 +120,18 @@ class Overlay:
     def open(cls, config: MountConfig) -> Overlay:
         """Open the stack that `config` names; see __init__ for what it raises."""
         return cls(config)
+
+    def share_descriptors(self, engine: int = 0) -> None:
+        """Divide the descriptors there may be among what is kept, before that is used.
+
+        `engine` is how many the engine has open for as long as it serves.
+        """
+        config = self.config
+        most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        # An eighth is left for what requests use for themselves.
+        eighth = max(0, most - engine - len(config.lowerdirs) - len(config.datadirs)) // 8
+        self.dirs.limit = max(_LEAST_SHARE, 3 * eighth)
+        self.files.limit = self.most_pins = max(_LEAST_SHARE, 2 * eighth)
 
     def _open_layers(self) -> None:
         config = self.config

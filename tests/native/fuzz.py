@@ -4,6 +4,8 @@
     python -m tests.native.fuzz --inputs 300 [--seed 7]     the same inputs each time
     python -m tests.native.fuzz FILE...                     inputs that were kept
 
+With --ring, requests come as through a ring instead of over /dev/fuse.
+
 An input is a string of bytes; every choice (which request, which field, which value) is read from it, so an input that
 fails is a file to keep. Inputs come from atheris, which is guided by the Python code of the core: how far a request
 came shows in the lines it ran there. The compiled reader itself has no counters, as the build would need clang for
@@ -22,6 +24,7 @@ import itertools
 import logging
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -35,7 +38,7 @@ from typing import Any, Final, NoReturn
 from overlayfs_py.config import MS_NOATIME
 from tests.native import messages, wire
 from tests.native.messages import Message
-from tests.native.wire import UNANSWERED, Wire, WrongAnswer, served
+from tests.native.wire import Wire, WrongAnswer, served
 from tests.support.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
@@ -124,8 +127,9 @@ class _Tracebacks(logging.Handler):
 class Fuzzer:
     """Plays one input after the other, each on a new stack of layers in `scratch`."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *, ring: bool) -> None:
         self.scratch = scratch
+        self.ring = ring
         self.tracebacks = _Tracebacks()
         engine = logging.getLogger("overlayfs_py")
         engine.addHandler(self.tracebacks)
@@ -142,7 +146,8 @@ class Fuzzer:
         try:
             messages.lay_out(base)
             before = _tree(base / "lower")
-            with served(base, flags2=choices.pick((1, 0xFFFFFFFF)), **mount_options(choices)) as client:
+            flags2 = choices.pick((1, 0xFFFFFFFF))
+            with served(base, ring=self.ring, flags2=flags2, **mount_options(choices)) as client:
                 seeds = messages.valid(client)
                 nodes = sorted({message.node for message in seeds})
                 for _ in range(_MOST_REQUESTS):
@@ -171,11 +176,14 @@ class Fuzzer:
             header = lies(choices, message)
             packed = client.pack(message.opcode, message.node, message.body, **header)
             cut = choices.number(40) if choices.number(64) == 0 else len(packed)
+            if self.ring:
+                # A place in a ring is never cut.
+                cut = len(packed)
             if cut == 0:
                 # An empty message is the end of the connection.
                 continue
             client.send(packed[:cut])
-            if message.opcode not in UNANSWERED and cut == len(packed):
+            if message.opcode not in client.unanswered and cut == len(packed):
                 expected[client.unique] = message
         while expected:
             raw = client.receive()
@@ -293,10 +301,13 @@ def _tree(top: Path) -> list[tuple[str, int, int, bytes]]:
 
 
 def confine(scratch: Path) -> None:
-    """Have this process find every mount read-only, but for a tmpfs on `scratch`."""
+    """Have this process find every mount read-only, but for a tmpfs on `scratch`, and where a sanitizer reports to."""
     unshare(CLONE_NEWNS)
     mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
     targets = [line.split(b" ")[4] for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+    reports = re.search(rb"log_path=([^:]*)/", os.environb.get(b"ASAN_OPTIONS", b""))
+    if reports is not None:
+        mount(reports[1], reports[1], None, MS_BIND)
     for target in targets:
         plain = target.replace(b"\\040", b" ")
         if plain.startswith((b"/proc/", b"/sys/")) or not os.path.isdir(plain):
@@ -310,6 +321,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=int, help="how long to fuzz, guided by coverage")
     parser.add_argument("--inputs", type=int, default=0, help="how many fixed inputs to play")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ring", action="store_true", help="have requests come as through a ring")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="inputs to play")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="overlayfs-py-fuzz-") as directory:
@@ -335,7 +347,7 @@ def _fuzz(asked: argparse.Namespace, scratch: Path, failed: Path) -> NoReturn:
     # Opened while it still can be.
     with failed.open("r+b", buffering=0) as sink:
         confine(scratch)
-        fuzzer = Fuzzer(scratch)
+        fuzzer = Fuzzer(scratch, ring=asked.ring)
 
         def play(data: bytes) -> None:
             # Written first: an input may end the process.

@@ -54,6 +54,13 @@ def test_what_is_made_has_the_label_that_came_with_it(client: Wire, base: Path, 
     assert got.body == CONTEXT
 
 
+def test_a_file_made_by_opening_it_has_its_label(base: Path) -> None:
+    with served(base, security_label=True, io="passthrough", flags2=0xFFFFFFFF) as client:
+        body = struct.pack("=IIII", 0o102, 0o100644, 0, 0) + b"new\0"
+        assert client.ask(wire.CREATE, 1, body, extensions=labels(label(SELINUX, CONTEXT))).error == 0
+        assert os.getxattr(base / "upper" / "new", SELINUX) == CONTEXT
+
+
 def test_a_file_without_a_name_has_its_label(client: Wire) -> None:
     body = struct.pack("=IIII", 0o20200002, 0o100600, 0, 0) + b"t\0"
     answer = client.ask(wire.TMPFILE, 1, body, extensions=labels(label(SELINUX, CONTEXT)))

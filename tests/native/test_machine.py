@@ -26,7 +26,8 @@ from tests.support.syscalls import MS_BIND, mount, umount
 from tests.support.uring import SWITCH, switch_kept
 
 _LIMIT: Final = 30
-_SYS_IO_URING_SETUP, _SYS_IO_URING_ENTER = 425, 426  # the same on every architecture but alpha
+# The same on every architecture but alpha.
+_SYS_IO_URING_SETUP, _SYS_IO_URING_ENTER, _SYS_IO_URING_REGISTER = 425, 426, 427
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PROGRAM: Final = (sys.executable, "-m", "overlayfs_py")
 
@@ -249,6 +250,12 @@ def test_a_mount_whose_rings_can_not_be_served_fails_and_leaves_nothing(layers: 
         said = refusal(layers, "", before=lambda: forbid(_SYS_IO_URING_ENTER), log=log)
     assert said == "overlayfs-py: the daemon ended before the root answered; see its log\n"
     assert "Operation not permitted" in log.read_text()
+
+
+def test_a_mount_whose_rings_can_not_be_woken_has_none(layers: Layers) -> None:
+    with switch("Y"):
+        said = log_of_mount(layers, before=lambda: forbid(_SYS_IO_URING_REGISTER))
+    assert "requests come over /dev/fuse: io_uring is forbidden to this process" in said
 
 
 def test_a_ring_that_the_kernel_does_not_take_is_an_error(layers: Layers) -> None:

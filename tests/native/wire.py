@@ -5,6 +5,7 @@ anything; what comes back is checked as the kernel checks it. Source: include/ua
 """
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -18,6 +19,7 @@ from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines.native.device import Channel
 from overlayfs_py.engines.native.session import Session
+from overlayfs_py.engines.native.uring import Loopback
 
 LOOKUP: Final = 1
 FORGET: Final = 2
@@ -85,9 +87,47 @@ SIZES: Final = {
     STATX: 288,
     COPY_FILE_RANGE_64: 8,
 }
+# Bytes of the structure in front of a request's names, which has a place of its own in a ring. The others have none.
+STRUCTURES: Final = {
+    FORGET: 8,
+    GETATTR: 16,
+    SETATTR: 88,
+    MKNOD: 16,
+    MKDIR: 8,
+    RENAME: 8,
+    LINK: 8,
+    OPEN: 8,
+    READ: 40,
+    WRITE: 40,
+    RELEASE: 24,
+    FSYNC: 16,
+    SETXATTR: 16,
+    GETXATTR: 8,
+    LISTXATTR: 8,
+    INIT: 64,
+    OPENDIR: 8,
+    READDIR: 40,
+    RELEASEDIR: 24,
+    FSYNCDIR: 16,
+    CREATE: 16,
+    INTERRUPT: 8,
+    IOCTL: 32,
+    NOTIFY_REPLY: 40,
+    BATCH_FORGET: 8,
+    FALLOCATE: 32,
+    READDIRPLUS: 40,
+    RENAME2: 16,
+    LSEEK: 24,
+    COPY_FILE_RANGE: 56,
+    SYNCFS: 8,
+    TMPFILE: 16,
+    STATX: 24,
+    COPY_FILE_RANGE_64: 56,
+}
 # Where the request says how much may come, and where in its structure.
 ASKED_AT: Final = {READ: 16, READDIR: 16, READDIRPLUS: 16, GETXATTR: 0, LISTXATTR: 0}
 PAGE: Final = 4096
+RING_HEADER: Final = 288
 
 PATIENCE: Final = 20.0  # seconds for an answer
 _SO_SNDBUFFORCE: Final = 32
@@ -115,6 +155,8 @@ class Answer:
 
 class Wire:
     """The kernel's end of a connection."""
+
+    unanswered = UNANSWERED
 
     def __init__(self, end: socket.socket) -> None:
         self.end = end
@@ -196,6 +238,45 @@ class Wire:
         return node
 
 
+class RingWire(Wire):
+    """The kernel's end of a place in a ring, which has its own memory for headers and structures, and answers to all.
+
+    What is there of an earlier request, behind the parts of the one sent, is not to be read: here it would be noticed.
+    """
+
+    unanswered: frozenset[int] = frozenset()
+
+    def pack(self, opcode: int, node: int, body: bytes, *, length: int | None = None, **header: Any) -> bytes:
+        """As of any wire, but that `length` is what the ring says of the bytes behind the structure."""
+        message = super().pack(opcode, node, body, **header)
+        size = STRUCTURES.get(opcode, 0)
+        structure, payload = message[40:][:size], message[40:][size:]
+        said = len(payload) if length is None else length
+        return ring_message(message[:40], structure.ljust(size, b"\0"), said, payload + b"behind\0" * 9)
+
+    def receive(self, limit: float = PATIENCE) -> bytes:
+        """An answer as it would come over any wire."""
+        return ring_answer(super().receive(limit))
+
+    def tell(self, opcode: int, node: int, body: bytes = b"", **header: Any) -> None:
+        self.ask(opcode, node, body, **header)
+        self.serves()
+
+
+def ring_message(head: bytes, structure: bytes, size: int, payload: bytes) -> bytes:
+    """struct fuse_uring_req_header, 288 bytes, that says `size`, and what is in the memory for payloads."""
+    return head.ljust(128, b"\xff") + structure.ljust(128, b"\xff") + struct.pack("=QQIIQ", 0, 0, size, 0, 0) + payload
+
+
+def ring_answer(message: bytes) -> bytes:
+    """Header and body of an answer that was found in a ring; raises WrongAnswer where their sizes don't agree."""
+    (length,) = struct.unpack_from("=I", message)
+    (size,) = struct.unpack_from("=I", message, 128 + 128 + 16)
+    if (length - 16, len(message) - RING_HEADER) != (size, size):
+        raise WrongAnswer(f"an answer of {length} bytes, of which {size} would be copied")
+    return message[:16] + message[RING_HEADER:]
+
+
 def parse(message: bytes, unique: int) -> Answer:
     """The parts of an answer to the request of that number; raises WrongAnswer where the kernel would refuse it."""
     if len(message) < 16:
@@ -219,13 +300,14 @@ def check_size(opcode: int, body: bytes, answer: Answer) -> None:
     size = len(answer.body)
     at = ASKED_AT.get(opcode)
     if at is not None:
-        (asked,) = struct.unpack_from("=I", body, at)
+        # In a ring, what is cut off a structure is nought.
+        (asked,) = struct.unpack_from("=I", body.ljust(at + 4, b"\0"), at)
         fits = size == 8 if asked == 0 and opcode in (GETXATTR, LISTXATTR) else size <= asked
     elif opcode == READLINK:
         fits = size < PAGE
     elif opcode == IOCTL:
         # The answer's own structure, and what the command writes.
-        fits = 16 <= size <= 16 + struct.unpack_from("=I", body, 28)[0]
+        fits = 16 <= size <= 16 + struct.unpack_from("=I", body.ljust(32, b"\0"), 28)[0]
     else:
         fits = size == SIZES.get(opcode, 0)
     if not fits:
@@ -269,11 +351,19 @@ def init_body(minor: int = 45, flags: int = 0xFFFFFFFF, flags2: int = 1, *, majo
     return struct.pack("=IIIII44x", major, minor, 131072, flags, flags2)
 
 
+def _serve_as_ring(session: Session, end: socket.socket) -> None:
+    """Serve INIT, which never comes over a ring, then what a place in one would hold."""
+    Channel(session, end.fileno()).greet()
+    loopback = Loopback(session)
+    while message := end.recv(_SOCKET_BUFFER):
+        end.send(b"".join(loopback.exchange(message[:RING_HEADER], message[RING_HEADER:])))
+
+
 @contextlib.contextmanager
-def served(base: Path, *, greet: bool = True, flags2: int = 1, **options: Any) -> Iterator[Wire]:
+def served(base: Path, *, greet: bool = True, ring: bool = False, flags2: int = 1, **options: Any) -> Iterator[Wire]:
     """A session on the directories `lower`, `upper` and `work` in `base`; with `greet`, INIT has been answered.
 
-    `flags2` is the second word of flags that INIT offers.
+    `ring` has further requests come through a place in a ring. `flags2` is the second word of flags that INIT offers.
     Raises WrongAnswer where the session doesn't end when the connection does.
     """
     config = MountConfig(
@@ -291,13 +381,14 @@ def served(base: Path, *, greet: bool = True, flags2: int = 1, **options: Any) -
     for end in (near, far):
         end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
         end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
-    thread = threading.Thread(target=Channel(session, far.fileno()).serve, name="served", daemon=True)
+    loop = functools.partial(_serve_as_ring, session, far) if ring else Channel(session, far.fileno()).serve
+    thread = threading.Thread(target=loop, name="served", daemon=True)
     thread.start()
     try:
         wire = Wire(near)
         if greet:
             assert wire.ask(INIT, 0, init_body(flags2=flags2)).error == 0
-        yield wire
+        yield RingWire(near) if ring else wire
     finally:
         near.close()
         thread.join(PATIENCE)

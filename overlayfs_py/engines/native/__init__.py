@@ -157,6 +157,8 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
             for _ in range(len(os.sched_getaffinity(0)) - 1):
                 descriptors.append(clone(fuse_fd))
                 loops.append(Channel(session, descriptors[-1]).serve)
+        # There may be hundreds: one a processor.
+        overlay.share_descriptors(len(descriptors) + len(rings))
         _run(loops)
     finally:
         session.close()

@@ -12,9 +12,12 @@ from posix.unistd cimport close, pread, pwrite
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry
+from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.pace cimport monotonic
 from overlayfs_py.engines.native.plain cimport stat as stat_t
-from overlayfs_py.engines.native.session cimport DEFERRED, FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
+from overlayfs_py.engines.native.session cimport (
+    DEFERRED, FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
+)
 
 from overlayfs_py.core import files as core_files
 from overlayfs_py.core import flags
@@ -395,7 +398,7 @@ cdef Py_ssize_t do_create(Session s, Request r) except -2:
     if node is not None:
         (<Node>node).opens += 1
     else:
-        node, _ = OPERATIONS["create"](s.fs, r.caller(op.umask), s.node(r.nodeid), name, op.mode)
+        node, _ = OPERATIONS["create"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode)
     s.listings.added(r.nodeid, name)
     # Before the entry, whose attributes hold no longer than until somebody writes.
     size = put_open(s, r.out + sizeof(protocol.entry_out), node, op.flags)

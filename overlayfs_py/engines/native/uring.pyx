@@ -8,11 +8,11 @@ over /dev/fuse. Source: Documentation/filesystems/fuse/fuse-io-uring.rst, includ
 
 import errno
 import os
+from _queue import SimpleQueue
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
-from posix.unistd cimport write
+from libc.string cimport memcpy, memset
 
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session
@@ -24,7 +24,6 @@ from overlayfs_py.records import deque
 cdef extern from *:
     """
     #include <linux/io_uring.h>
-    #include <sys/eventfd.h>
     #include <sys/mman.h>
     #include <sys/syscall.h>
     #include <sys/uio.h>
@@ -35,6 +34,9 @@ cdef extern from *:
     }
     static long ring_enter(int fd, unsigned submit, unsigned wait, unsigned flags) {
         return syscall(__NR_io_uring_enter, fd, submit, wait, flags, (void *)0, 0);
+    }
+    static long ring_message(const struct io_uring_sqe *message) {
+        return syscall(__NR_io_uring_register, -1, 31 /* IORING_REGISTER_SEND_MSG_RING, Linux 6.13 */, message, 1);
     }
     static unsigned load_acquire(unsigned *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
     static void store_release(unsigned *at, unsigned value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
@@ -82,7 +84,7 @@ cdef extern from *:
         IORING_SETUP_COOP_TASKRUN
         IORING_ENTER_GETEVENTS
         IORING_OP_URING_CMD
-        IORING_OP_READ
+        IORING_OP_MSG_RING
         IORING_OFF_SQ_RING
         IORING_OFF_CQ_RING
         IORING_OFF_SQES
@@ -92,14 +94,13 @@ cdef extern from *:
         MAP_ANONYMOUS
         PROT_READ
         PROT_WRITE
-        EFD_CLOEXEC
 
     void* MAP_FAILED
     void* c_mmap "mmap"(void* at, size_t size, int protection, int flags, int fd, long offset) nogil
     int c_munmap "munmap"(void* at, size_t size) nogil
-    int eventfd(unsigned int value, int flags) nogil
     long ring_setup(unsigned int entries, io_uring_params* params) nogil
     long ring_enter(int fd, unsigned int submit, unsigned int wait, unsigned int flags) nogil
+    long ring_message(const io_uring_sqe* message) nogil
     unsigned int load_acquire(uint32_t* at) nogil
     void store_release(uint32_t* at, unsigned int value) nogil
     void* sqe_command(io_uring_sqe* sqe) nogil
@@ -137,7 +138,7 @@ cdef struct command:
 DEPTH = 16
 """Requests of one CPU that the kernel may have under way in its ring; more of them wait in the kernel."""
 
-_WAKE = 0  # user_data of the read that other threads wake the ring with; entries count from 1
+_WAKE = 0  # user_data of the message that other threads wake the ring with; entries count from 1
 
 
 cdef class Entry(Request):
@@ -198,6 +199,49 @@ cdef class Entry(Request):
         head.unique = self.unique
         self.header.entry.payload_sz = length
 
+    cdef bint serve(self, Session session) except -1:
+        """Serve the request that has come; False where its answer comes later, through the transport's reply()."""
+        if not self.parse():
+            log.error("a request of opcode %d that makes no sense", self.opcode)
+            self.error, self.length = errno.EIO, 0
+        elif not session.handle(self):
+            return False
+        self.answer()
+        return True
+
+
+cdef class Loopback:
+    """A place in a ring without a kernel: what may stand there is the caller's choice, as is the thread that serves it."""
+
+    cdef Session session
+    cdef Entry entry
+    cdef object answered
+
+    def __init__(self, Session session):
+        self.session = session
+        self.entry = Entry(1, session.payload)
+        self.entry.transport = self
+        self.answered = SimpleQueue()
+        own_umask(session)
+
+    def reply(self, Entry entry):
+        entry.answer()
+        self.answered.put(None)
+
+    def exchange(self, bytes header, bytes payload):
+        """Serve a request, in the thread that made this: struct fuse_uring_req_header, and what is in the other memory.
+
+        Returns what the kernel would then find of both. Raises ValueError for what is longer than its place.
+        """
+        if <size_t>len(header) != sizeof(request_header) or <size_t>len(payload) > self.entry.room:
+            raise ValueError("a request of another size than a ring's")
+        memcpy(self.entry.header, <char*>header, sizeof(request_header))
+        memcpy(self.entry.payload, <char*>payload, len(payload))
+        if not self.entry.serve(self.session):
+            self.answered.get()
+        size = min(<size_t>self.entry.header.entry.payload_sz, self.entry.room)
+        return (<char*>self.entry.header)[: sizeof(request_header)], self.entry.payload[:size]
+
 
 cdef class Ring:
     """The queue of one CPU, and the loop that serves it."""
@@ -207,8 +251,6 @@ cdef class Ring:
     cdef int queue
     cdef object cpu
     cdef int fd
-    cdef int wake_fd
-    cdef uint64_t wake_count
     cdef list entries
     cdef object finished
     cdef io_uring_params params
@@ -230,7 +272,7 @@ cdef class Ring:
         self.queue = queue
         self.cpu = cpu
         self.finished = deque()
-        self.fd = self.wake_fd = -1
+        self.fd = -1
         memset(&self.params, 0, sizeof(self.params))
         self.params.flags = IORING_SETUP_SQE128
         try:
@@ -242,13 +284,14 @@ cdef class Ring:
     cdef _set_up(self):
         self.fd = self._checked(ring_setup(2 * DEPTH, &self.params))
         os.set_inheritable(self.fd, False)
-        self.wake_fd = self._checked(eventfd(0, EFD_CLOEXEC))
         self.sq_size = self.params.sq_off.array + self.params.sq_entries * sizeof(uint32_t)
         self.cq_size = self.params.cq_off.cqes + self.params.cq_entries * sizeof(io_uring_cqe)
         self.sqes_size = self.params.sq_entries * SQE_SIZE
         self.sq = self._map(self.sq_size, IORING_OFF_SQ_RING)
         self.cq = self._map(self.cq_size, IORING_OFF_CQ_RING)
         self.sqes = self._map(self.sqes_size, IORING_OFF_SQES)
+        # The first message comes to nothing: it shows that there may be some.
+        self._checked(self._wake())
 
     cdef long _checked(self, long result) except -1:
         if result < 0:
@@ -270,10 +313,9 @@ cdef class Ring:
             c_munmap(self.sqes, self.sqes_size)
 
     def close(self):
-        for fd in (self.fd, self.wake_fd):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self.wake_fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
     cdef io_uring_sqe* _next(self, uint64_t user_data):
         """A cleared entry of the submission queue, which has room for all that can be under way."""
@@ -302,19 +344,19 @@ cdef class Ring:
         else:
             request.commit_id = entry.commit_id
 
-    cdef void _listen(self):
-        """Have other threads be able to wake this one."""
-        cdef io_uring_sqe* sqe = self._next(_WAKE)
-        sqe.opcode = IORING_OP_READ
-        sqe.fd = self.wake_fd
-        sqe.addr = <uint64_t>&self.wake_count
-        sqe.len = sizeof(uint64_t)
+    cdef long _wake(self):
+        """Have the thread of the ring look what has been finished; from any thread, and without a descriptor for it."""
+        cdef io_uring_sqe message
+        memset(&message, 0, sizeof(message))
+        message.opcode = IORING_OP_MSG_RING
+        message.fd = self.fd
+        # Its other fields, nought, are those of the completion: _WAKE, and a result.
+        return ring_message(&message)
 
     def reply(self, Entry entry):
         """Answer a request that took longer; from any thread."""
-        cdef uint64_t one = 1
         self.finished.append(entry)
-        if write(self.wake_fd, &one, sizeof(one)) < 0:
+        if self._wake() < 0:
             log.error("a ring can't be woken: %s", os.strerror(c_errno))
 
     def serve(self, Session session):
@@ -335,7 +377,6 @@ cdef class Ring:
             if error.errno != errno.EINVAL:
                 raise
             # that processor has just been switched off: whichever is free serves its ring
-        self._listen()
         for entry in self.entries:
             entry.transport, entry.pinned = self, True
             self._queue(entry, CMD_REGISTER)
@@ -359,7 +400,6 @@ cdef class Ring:
             store_release(head, head[0] + 1)
             if cqe.user_data == _WAKE:
                 self._answer_finished()
-                self._listen()
             elif cqe.res < 0:
                 self._lost(cqe.res)
             else:
@@ -378,10 +418,5 @@ cdef class Ring:
             self._queue(entry, CMD_COMMIT_AND_FETCH)
 
     cdef _serve_one(self, Entry entry):
-        if not entry.parse():
-            log.error("a request of opcode %d that makes no sense", entry.opcode)
-            entry.error, entry.length = errno.EIO, 0
-        elif not self.session.handle(entry):
-            return
-        entry.answer()
-        self._queue(entry, CMD_COMMIT_AND_FETCH)
+        if entry.serve(self.session):
+            self._queue(entry, CMD_COMMIT_AND_FETCH)
