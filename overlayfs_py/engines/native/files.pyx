@@ -62,6 +62,9 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     cdef int fd = -1
     cdef bint whole
     cdef bint asked = False
+    if offset < 0:
+        # preadv2(2) takes -1 for where the descriptor stands.
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     backing = None
     with s.lock:
         node = s.node(r.nodeid)
