@@ -1,0 +1,100 @@
+"""Files are read whole and right, whatever part of them is in the page cache of their layer."""
+
+import errno
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Layers
+from tests.support.mounts import our_mount
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SIZES = (0, 1, _PAGE - 1, _PAGE, _PAGE + 1, 5 * _PAGE + 7, 128 << 10, (1 << 20) - 1, (1 << 20) + 3, (3 << 20) + 5)
+
+
+@pytest.fixture
+def mnt(layers: Layers, uring: str) -> Iterator[Path]:
+    for size in _SIZES:
+        (layers.lower / f"f{size}").write_bytes(random.Random(size).randbytes(size))
+    with our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, f"engine=native,uring={uring}"):
+        yield layers.mnt
+
+
+def forget(path: Path, offset: int = 0, length: int = 0) -> None:
+    """Have the page cache of a file's own filesystem let go of a part, of all for a length of 0."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def expected(name: str) -> bytes:
+    size = int(name[1:])
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("missing", ["nothing", "all", "the beginning", "the end", "the middle", "every other part"])
+def test_what_the_layer_has_not_cached_comes_from_its_disk(layers: Layers, mnt: Path, missing: str) -> None:
+    for turn in range(3):
+        for size in _SIZES:
+            name = f"f{size}"
+            (layers.lower / name).read_bytes()
+            forget(mnt / name)
+            part = max(size // 3 // _PAGE * _PAGE, _PAGE)
+            for at in {
+                "nothing": [],
+                "all": range(0, size, part),
+                "the beginning": [0],
+                "the end": [2 * part],
+                "the middle": [part],
+                "every other part": range(0, size, 2 * part),
+            }[missing]:
+                forget(layers.lower / name, at, part)
+            assert (mnt / name).read_bytes() == expected(name), (turn, name)
+
+
+def test_a_file_of_the_upper_layer_is_read_to_its_end(layers: Layers, mnt: Path) -> None:
+    for size in _SIZES:
+        name = f"f{size}"
+        with (mnt / name).open("ab") as file:
+            file.write(b"and more")
+        forget(mnt / name)
+        forget(layers.upper / name)
+        assert (mnt / name).read_bytes() == expected(name) + b"and more"
+
+
+def test_many_who_wait_for_the_disk_get_what_is_theirs(layers: Layers, mnt: Path) -> None:
+    wrong: list[str] = []
+
+    def read(turn: int) -> None:
+        sizes = list(_SIZES)
+        random.Random(turn).shuffle(sizes)
+        for size in sizes * 3:
+            name = f"f{size}"
+            forget(layers.lower / name)
+            forget(mnt / name)
+            if (mnt / name).read_bytes() != expected(name):
+                wrong.append(name)
+
+    readers = [threading.Thread(target=read, args=(turn,)) for turn in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+
+
+def test_an_error_of_the_disk_is_the_reader_s(layers: Layers, mnt: Path) -> None:
+    """What is no file any more behind the mount's back can't be read; nobody gets other data for it."""
+    name = f"f{_SIZES[-1]}"
+    (layers.lower / name).unlink()
+    (layers.lower / name).mkdir()
+    with pytest.raises(OSError) as caught, (mnt / name).open("rb", buffering=0) as file:
+        file.read(1)
+    assert caught.value.errno in (errno.EISDIR, errno.ESTALE, errno.EIO, errno.EINVAL)
