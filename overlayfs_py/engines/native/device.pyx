@@ -24,6 +24,7 @@ _FUSE_DEV_IOC_CLONE = 0x8004E500
 
 cdef enum:
     HEADROOM = 64 << 10
+    SPARE = 2
 
 
 cdef class Buffers(Request):
@@ -100,10 +101,13 @@ cdef class Channel:
 
     cdef int fd
     cdef Session session
+    # Buffers of requests that were answered later: to have new ones from the system takes long.
+    cdef list spare
 
     def __init__(self, Session session, int fd):
         self.session = session
         self.fd = fd
+        self.spare = []
 
     def greet(self):
         """Serve the first request, INIT, so that the session knows what the kernel can do."""
@@ -119,7 +123,7 @@ cdef class Channel:
             self.session.pace.leave()
 
     cdef _serve(self, bint once):
-        cdef Buffers r = Buffers(self.session.payload + HEADROOM)
+        cdef Buffers r = self._buffers()
         cdef Py_ssize_t count = 0
         cdef size_t answered = 0
         cdef bint refused = False
@@ -160,21 +164,30 @@ cdef class Channel:
                 self._refuse(r, count)
             elif not self.session.handle(r):
                 # The answer comes later, out of these buffers.
-                r = Buffers(self.session.payload + HEADROOM)
+                r = self._buffers()
             elif once:
-                self.reply(r)
+                self._reply(r)
             else:
                 answered = r.seal()
             if once:
                 return
 
+    cdef Buffers _buffers(self):
+        return self.spare.pop() if self.spare else Buffers(self.session.payload + HEADROOM)
+
     cdef _refuse(self, Buffers r, Py_ssize_t count):
         log.error("a request of %d bytes that makes no sense", count)
         if r.unique != 0:
             r.error, r.length = errno.EIO, 0
-            self.reply(r)
+            self._reply(r)
 
-    cpdef reply(self, Request request):
+    def reply(self, Request request):
+        """Answer a request that took longer, which is done with then; from any thread."""
+        self._reply(request)
+        if len(self.spare) < SPARE:
+            self.spare.append(request)
+
+    cdef _reply(self, Request request):
         cdef Buffers r = <Buffers>request
         cdef Py_ssize_t sent = 0
         cdef size_t size = r.seal()
