@@ -92,3 +92,21 @@ def test_a_task_that_raises_is_logged_and_the_thread_goes_on(caplog: pytest.LogC
     workers.close()
     assert done == [1]
     assert "ValueError: a mistake" in caplog.text
+
+
+def test_what_is_not_to_wait_is_refused_where_no_thread_is_free() -> None:
+    workers = Workers(1)
+    begun, free, done = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        free.wait(30)
+
+    assert workers.submit(hold)
+    assert begun.wait(30)
+    assert not workers.submit(done.set, or_not=True)
+    free.set()
+    while not workers.submit(done.set, or_not=True):
+        pass
+    assert done.wait(30)
+    workers.close()

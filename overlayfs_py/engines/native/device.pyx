@@ -116,7 +116,6 @@ cdef class Channel:
     def serve(self):
         """Serve until the connection ends, in a thread for that; raises OSError for what is neither that nor passing."""
         own_umask(self.session)
-        self.session.pace.enter()
         try:
             self._serve(once=False)
         finally:
@@ -135,14 +134,15 @@ cdef class Channel:
             with nogil:
                 refused = answered != 0 and write(self.fd, r.outward, answered) < 0
                 if refused:
-                    count, number = -1, c_errno
+                    count, number, began = -1, c_errno, 0
                 else:
                     if pace.alone:
                         if began != 0:
                             pace.took(monotonic() - began, count + answered, self.fd)
-                        pace.stand_by()
+                    pace.fetch()
                     count = read(self.fd, r.inward, r.capacity)
                     number = c_errno
+                    pace.fetched()
                     began = monotonic() if pace.alone and count > 0 else 0
             answered = 0
             if refused:

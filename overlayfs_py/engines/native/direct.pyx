@@ -1,7 +1,7 @@
 # cython: language_level=3, annotation_typing=False
 """Changes to objects that are the upper layer's alone, made by the system calls that were asked for and no others.
 
-Beside them, files made and removed in the place of whiteouts, with those that the marks take. As in plain, what can't be sure to need no more than that is left to core, which does the same in more time.
+Files made in the place of whiteouts, and whiteouts put in the place of files, are made here, too. As in plain, what can't be sure to need no more than that is left to core, which does the same in more time.
 """
 
 import os
@@ -331,6 +331,9 @@ cdef class Direct:
             # none has been made yet, it has lost all its names, or has as many as can be
             if mknodat(work_fd, temporary, CHARACTER_DEVICE, 0) != 0:
                 return errno
+            self.work.whiteout_fd = openat(work_fd, temporary, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            if whiteout_fd >= 0:
+                close(whiteout_fd)
         if renameat(work_fd, temporary, dir_fd, name) == 0:
             return 0
         number = errno

@@ -117,6 +117,7 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
         listing.prepared = None
         if plus:
             s.warm.begin(node)
+            s.ask_disk()
     if directories and offset < 3:
         s.ahead.expect(directories)
     return used

@@ -23,6 +23,7 @@ from overlayfs_py.core import files as core_files
 from overlayfs_py.core import flags
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
+from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.session import nothing
 
 cdef uint32_t O_NOATIME = os.O_NOATIME
@@ -48,6 +49,9 @@ cdef enum:
     LARGE = 256 << 10
     LONG = 2_000_000
     WAITING = 1_000_000_000
+
+# Linux 5.9 and 5.10 may find the end of a file where nothing is cached (preadv2(2), BUGS).
+cdef bint tells_what_is_cached = machine.release() not in ((5, 9), (5, 10))
 
 cdef size_t IN_PLACE = core_files.copyup.IN_PLACE_BYTES
 
@@ -113,9 +117,10 @@ cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, i
             close(fd)
     if count < 0:
         raise OSError(number, os.strerror(number))
-    if (not whole or s.warm.is_long(took)) and not asked:
+    if not asked and (not whole or s.warm.is_long(took)):
         with s.lock:
             s.warm.waited(node)
+    s.ask_disk()
     if whole and count < <Py_ssize_t>size:
         return count
     with s.lock:
@@ -134,6 +139,8 @@ cdef Py_ssize_t read_cached(int fd, char* out, size_t size, int64_t offset, bint
     cdef iovec part
     cdef Py_ssize_t got
     cdef size_t count = 0
+    if not tells_what_is_cached:
+        return -1
     whole[0] = True
     while count < size:
         part.iov_base, part.iov_len = out + count, size - count
@@ -154,24 +161,11 @@ cdef Py_ssize_t read_later(Session s, Request r, object backing, size_t size, in
 
     The first `count` bytes have been read.
     """
-    try:
-        with s.lock:
-            s.workers().submit(_read_rest, r, backing, size, offset, count)
-    except OSError:
-        # no thread to be had
-        return read_rest(r, backing, size, offset, count)
-    return DEFERRED
+    taken = s.hand_over(r, _read_rest, (r, backing, size, offset, count))
+    return DEFERRED if taken else _read_rest(r, backing, size, offset, count)
 
 
 def _read_rest(Request r, backing, size_t size, int64_t offset, size_t count):
-    try:
-        r.error, r.length = 0, read_rest(r, backing, size, offset, count)
-    except OSError as error:
-        r.error, r.length = error.errno, 0
-    r.transport.reply(r)
-
-
-cdef Py_ssize_t read_rest(Request r, object backing, size_t size, int64_t offset, size_t count) except -2:
     cdef int fd = backing.fd
     cdef Py_ssize_t more
     with nogil:
@@ -199,35 +193,19 @@ cdef Py_ssize_t write_pinned(Session s, Request r, object backing) except -2:
 
     The disk can't be asked beforehand whether it has room: while one write had to wait, so may others.
     """
-    cdef int64_t began = monotonic()
-    cdef Py_ssize_t length
-    if (<protocol.write_in*>r.op).size >= LARGE or began < s.writes_wait_until:
-        try:
-            with s.lock:
-                s.workers().submit(_write_later, s, r, backing)
+    if (<protocol.write_in*>r.op).size >= LARGE or monotonic() < s.writes_wait_until:
+        if s.hand_over(r, _write, (s, r, backing)):
             return DEFERRED
-        except OSError:
-            # no thread to be had
-            pass
-    length = write_data(s, r, backing)
-    note_write(s, began)
-    return length
+    return _write(s, r, backing)
 
 
-def _write_later(Session s, Request r, backing):
+def _write(Session s, Request r, backing):
     cdef int64_t began = monotonic()
-    try:
-        r.error, r.length = 0, write_data(s, r, backing)
-    except OSError as error:
-        r.error, r.length = error.errno, 0
-    note_write(s, began)
-    r.transport.reply(r)
-
-
-cdef note_write(Session s, int64_t began):
+    cdef Py_ssize_t length = write_data(s, r, backing)
     cdef int64_t now = monotonic()
     if now - began > LONG:
         s.writes_wait_until = now + WAITING
+    return length
 
 
 def _ready_to_write(Session s, Node node):

@@ -23,7 +23,7 @@ cdef class Pace:
     # Whether the thread is to tell the kernel, and goes on until few requests come.
     cdef bint busy
     cdef bint ended
-    # Whether one thread is to fetch requests alone, how many do at the moment, and until when all are to.
+    # Whether one thread is to fetch requests alone, how many wait for one at the moment, and until when all are to.
     cdef bint alone
     cdef int fetching
     cdef int64_t shared_until
@@ -40,9 +40,9 @@ cdef class Pace:
         if self.fd >= 0 and not self.busy and self.count % LOOK == 0:
             self._look()
 
-    cdef void enter(self) noexcept nogil
+    cdef void fetch(self) noexcept nogil
+    cdef void fetched(self) noexcept nogil
     cdef void leave(self) noexcept nogil
-    cdef void stand_by(self) noexcept nogil
     cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil
     cdef void _share(self) noexcept nogil
     cdef _look(self)

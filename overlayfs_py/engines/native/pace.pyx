@@ -12,7 +12,7 @@ one, on another processor, which then waits for the interpreter. One alone takes
 clients. The others stand by, and are called where a request takes long, where more requests are always waiting and there
 are processors for them, and when requests come slower.
 
-Both is decided by a thread that needs no interpreter.
+Both are decided by a thread that needs no interpreter.
 
 Source: Documentation/power/pm_qos_interface.rst, Documentation/virt/guest-halt-polling.rst.
 """
@@ -36,6 +36,14 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
     int pthread_cond_signal(pthread_cond_t* condition)
     int pthread_cond_broadcast(pthread_cond_t* condition)
+
+cdef extern from *:
+    """
+    static int load(int *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+    static void add(int *at, int value) { __atomic_add_fetch(at, value, __ATOMIC_ACQ_REL); }
+    """
+    int load(int* at) nogil
+    void add(int* at, int value) nogil
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -81,31 +89,25 @@ cdef class Pace:
         pthread_cond_destroy(&self.begun)
         pthread_mutex_destroy(&self.mutex)
 
-    cdef void enter(self) noexcept nogil:
-        """Begin to fetch requests: of all the threads that do, one will do so alone at times."""
-        pthread_mutex_lock(&self.mutex)
-        self.fetching += 1
-        pthread_mutex_unlock(&self.mutex)
+    cdef void fetch(self) noexcept nogil:
+        """Before a request is fetched: wait while another thread does that, and is to do so alone."""
+        if self.alone and load(&self.fetching) > 0:
+            pthread_mutex_lock(&self.mutex)
+            while self.alone:
+                pthread_cond_wait(&self.shared, &self.mutex)
+            pthread_mutex_unlock(&self.mutex)
+        add(&self.fetching, 1)
+
+    cdef void fetched(self) noexcept nogil:
+        """After it."""
+        add(&self.fetching, -1)
 
     cdef void leave(self) noexcept nogil:
-        """End it, as the connection has ended: those that stand by are to find out, too."""
+        """Fetch no more, as the connection has ended: those that stand by are to find out, too."""
         pthread_mutex_lock(&self.mutex)
-        self.fetching -= 1
         self.ended = True
         self.alone = False
         pthread_cond_broadcast(&self.shared)
-        pthread_mutex_unlock(&self.mutex)
-
-    cdef void stand_by(self) noexcept nogil:
-        """Before each request is fetched: wait while another thread is to do so alone."""
-        if not self.alone or self.fetching == 1:
-            return
-        pthread_mutex_lock(&self.mutex)
-        if self.fetching > 1:
-            self.fetching -= 1
-            while self.alone:
-                pthread_cond_wait(&self.shared, &self.mutex)
-            self.fetching += 1
         pthread_mutex_unlock(&self.mutex)
 
     cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil:
@@ -178,6 +180,9 @@ cdef class Pace:
                     nanosleep(&period, NULL)
                     pthread_mutex_lock(&self.mutex)
                 self._tell(NO_LIMIT)
+            if load(&self.fetching) == 0:
+                # The only one that would is held up, and may be so again.
+                self.shared_until = monotonic() + SHARED
             self.alone = self.busy = False
             pthread_cond_broadcast(&self.shared)
         pthread_mutex_unlock(&self.mutex)

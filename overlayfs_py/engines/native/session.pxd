@@ -74,6 +74,8 @@ cdef class Session:
     cdef readonly object fs
     cdef object lock
     cdef object pool
+    # Threads that read and write data, other ones than those of jobs, which may take long.
+    cdef object movers
     cdef object running
     cdef object listings
     cdef Plain plain
@@ -107,6 +109,8 @@ cdef class Session:
     cdef bint handle(self, Request r)
     cdef fail(self, Request r, object error)
     cdef Py_ssize_t run(self, Request r, object steps, object finish) except -2
+    cdef bint hand_over(self, Request r, run, arguments) except -1
+    cdef ask_disk(self)
     cpdef object workers(self)
     cdef object advance(self, object steps)
     cdef object owns(self, Request r, object job)

@@ -180,6 +180,7 @@ cdef class Session:
         self.uring = False
         self.lock = allocate_lock()
         self.pool = None
+        self.movers = Workers(max(_WORKERS, os.cpu_count() or 1))
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
@@ -263,8 +264,43 @@ cdef class Session:
             raise
         return DEFERRED
 
+    cdef bint hand_over(self, Request r, run, arguments) except -1:
+        """Have `run` called in a thread for data, and what it returns answered as the length; False where none is free.
+
+        A thread that is the only one of its processor has it wait for one instead.
+        """
+        try:
+            return self.movers.submit(self._answer, r, run, arguments, or_not=not r.pinned)
+        except OSError:
+            # no thread to be had
+            return False
+
+    cdef ask_disk(self):
+        """Ask it for what is to be read next, in another thread; not at all where that would have to wait."""
+        opened = self.warm.take()
+        if opened is None:
+            return
+        try:
+            taken = self.movers.submit(self.warm.ask, opened, or_not=True)
+        except OSError:
+            # no thread to be had
+            taken = False
+        if not taken:
+            for fd in opened:
+                os.close(fd)
+
+    def _answer(self, Request r, run, arguments):
+        try:
+            r.error, r.length = 0, run(*arguments)
+        except OSError as error:
+            self.fail(r, error)
+        except Exception:
+            log.exception("unexpected error in opcode %d on node %d: EIO answered", r.opcode, r.nodeid)
+            r.error, r.length = errno.EIO, 0
+        r.transport.reply(r)
+
     cpdef object workers(self):
-        """The threads that execute jobs, which a mount that only reads never needs."""
+        """The threads that execute jobs, which a mount that changes nothing never needs."""
         if self.pool is None:
             self.pool = Workers(_WORKERS)
         return self.pool
@@ -333,8 +369,10 @@ cdef class Session:
         """Wait for what is under way; the connection is gone."""
         self.ahead.close()
         self.pace.close()
+        self.movers.close()
         if self.pool is not None:
             self.pool.close()
+        self.warm.close()
 
 
 class NeverAsk(OSError):

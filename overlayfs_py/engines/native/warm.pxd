@@ -9,6 +9,7 @@ cdef enum:
 
 
 cdef class Place:
+    cdef Node parent
     # The files of a directory in its order, and the first that has not been looked at.
     cdef list order
     cdef Py_ssize_t next
@@ -18,8 +19,12 @@ cdef class Place:
 
 cdef class Warm:
     cdef Plain plain
+    # The directory that was taken up last.
+    cdef Place last
     # The files asked for, each with its place, the one asked for first at the beginning.
     cdef dict asked
+    # Descriptors of files that the disk is to be asked for.
+    cdef list opened
     cdef Node expected
     cdef int hits
     cdef int window
@@ -32,7 +37,8 @@ cdef class Warm:
     cdef begin(self, Node parent)
     cdef bint visit(self, Node node) except -1
     cdef waited(self, Node node)
+    cdef list take(self)
     cdef Place _place(self, Node parent)
-    cdef _ask(self, Place place)
-    cdef bint _ask_for(self, Node node) except -1
+    cdef _choose(self, Place place)
+    cdef bint _open(self, Node node) except -1
     cdef _miss(self)

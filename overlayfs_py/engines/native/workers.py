@@ -33,17 +33,21 @@ class Workers:
         self._threads = 0
         self._idle = 0
 
-    def submit(self, run: Callable[..., None], *arguments: object) -> None:
+    def submit(self, run: Callable[..., None], *arguments: object, or_not: bool = False) -> bool:
         """Have `run` called with the arguments in one of the threads, as soon as one has time.
 
-        Raises EAGAIN where there is none, and none can be had.
+        False, and nothing is done, where none has and `or_not` is set. Raises EAGAIN where there is none, and none can
+        be had.
         """
         with self._lock:
             if self._idle:
                 self._idle -= 1
             elif self._threads < self._most:
                 self._start()
+            elif or_not:
+                return False
             self._waiting.put((run, arguments))
+            return True
 
     def _start(self) -> None:
         try:
