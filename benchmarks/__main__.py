@@ -1,4 +1,4 @@
-"""The program: python -m benchmarks run, list, report, publish or profile."""
+"""The program: python -m benchmarks run, list, report, publish, profile or roundtrip."""
 
 import argparse
 import sys
@@ -16,6 +16,7 @@ from benchmarks.profiling import profile
 from benchmarks.publish import publish
 from benchmarks.report import report
 from benchmarks.results import Run
+from benchmarks.roundtrip import round_trip
 from benchmarks.run import Plan, WrongPlace, check_scratch, isolate, measure
 from benchmarks.workload import WORKLOADS, Unknown, choose
 
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     profiled.add_argument("--cache", type=Path, default=CACHE)
     profiled.add_argument("--small", action="store_true")
     profiled.set_defaults(act=_profile)
+    floor = commands.add_parser("roundtrip", help="what a request to a daemon that does nothing takes")
+    floor.set_defaults(act=_round_trip)
     listed = commands.add_parser("list", help="the workloads and the peers")
     listed.set_defaults(act=_list)
     again = commands.add_parser("report", help="the table and plots once more, of results that are there")
@@ -119,6 +122,14 @@ def _profile(options: argparse.Namespace) -> int:
         inputs = Inputs(options.cache, small=options.small)
         for peer in choose_peers(_words(options.peers)):
             print(profile(workload, peer, options.rounds, inputs, Path(scratch), RESULTS / "partial"))
+    return 0
+
+
+def _round_trip(options: argparse.Namespace) -> int:
+    isolate()
+    with tempfile.TemporaryDirectory(prefix="overlayfs-py-bench-", dir=_temporary()) as scratch:
+        as_it_is, awake = round_trip(Path(scratch))
+    print(f"a round trip takes {as_it_is:.1f} µs, and {awake:.1f} µs while processors are kept awake")
     return 0
 
 

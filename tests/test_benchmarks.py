@@ -19,6 +19,7 @@ from benchmarks.peers import PEERS, FuseOverlayfs2, Kernel, Peer, PeerMissing, S
 from benchmarks.report import amount, report
 from benchmarks.requests import NoTrace, collect, switch, tracing
 from benchmarks.results import Machine, Measurement, Run
+from benchmarks.roundtrip import round_trip
 from benchmarks.run import Plan, WrongPlace, measure
 from benchmarks.site import Outcome, Site, fuse_connections, mounts_below
 from benchmarks.workload import WORKLOADS, Unknown, Work, Workload, choose
@@ -237,6 +238,12 @@ def test_requests_are_counted_by_opcode(scratch: Path, inputs: Inputs) -> None:
     assert counts["LOOKUP"][0] == 8, "seven names and the new one"
     assert counts["MKDIR"][:2] == [1, 0]
     assert 0 < counts["MKDIR"][2] < 1
+
+
+def test_a_round_trip_to_a_daemon_that_does_nothing_takes_some_time(scratch: Path) -> None:
+    as_it_is, awake = round_trip(scratch, count=50)
+    assert as_it_is > 0 and awake > 0
+    assert list(scratch.iterdir()) == [], "it leaves nothing"
 
 
 def test_time_by_function_counts_a_function_once_a_stack() -> None:
