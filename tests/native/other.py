@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import pyfuse3
+import trio
+
 from tests.support.mounts import REPOSITORY, AnyPath, connections_made, mounted_at, unmount
 
 _PATIENCE: Final = 30.0  # seconds
@@ -33,3 +36,12 @@ def served_by(module: str, directory: Path, *arguments: AnyPath) -> Iterator[Non
         daemon.wait(_PATIENCE)
         if mounted_at(directory):
             unmount(directory)
+
+
+def serve(operations: pyfuse3.Operations, directory: str | bytes, name: str) -> None:
+    """What such a module does: serve a filesystem of that name until it is unmounted."""
+    pyfuse3.init(operations, os.fsdecode(directory), {*pyfuse3.default_options, f"fsname={name}"})
+    try:
+        trio.run(pyfuse3.main)
+    finally:
+        pyfuse3.close()

@@ -4,7 +4,6 @@ It has two directories of them. A line of the log is the name of a file that was
 """
 
 import errno
-import os
 import stat
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from typing import Final
 
 import pyfuse3
 import trio
+
+from tests.native.other import serve
 
 DIRECTORIES: Final = (b"first", b"second")
 COUNT: Final = 40  # files in each
@@ -80,11 +81,7 @@ class Shelf(pyfuse3.Operations):
 
 def main(arguments: Sequence[str]) -> None:
     directory, log = arguments
-    pyfuse3.init(Shelf(log), os.fsdecode(directory), {*pyfuse3.default_options, "fsname=shelf"})
-    try:
-        trio.run(pyfuse3.main)
-    finally:
-        pyfuse3.close()
+    serve(Shelf(log), directory, "shelf")
 
 
 if __name__ == "__main__":

@@ -105,8 +105,15 @@ def test_what_is_not_to_wait_is_refused_where_no_thread_is_free() -> None:
     assert workers.submit(hold)
     assert begun.wait(30)
     assert not workers.submit(done.set, or_not=True)
+    # What waits for a thread all the same makes it no freer.
+    assert workers.submit(done.set)
     free.set()
-    while not workers.submit(done.set, or_not=True):
-        pass
     assert done.wait(30)
+    begun.clear()
+    free.clear()
+    while not workers.submit(hold, or_not=True):
+        pass
+    assert begun.wait(30)
+    assert not workers.submit(done.set, or_not=True)
+    free.set()
     workers.close()

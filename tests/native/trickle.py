@@ -4,7 +4,6 @@ Below another filesystem it makes the copying of that file take as long as a tes
 """
 
 import errno
-import os
 import stat
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from typing import Final
 
 import pyfuse3
 import trio
+
+from tests.native.other import serve
 
 SIZE: Final = 16 << 30
 NAME: Final = b"large"
@@ -51,11 +52,7 @@ class Trickle(pyfuse3.Operations):
 
 
 def main(arguments: Sequence[str]) -> None:
-    pyfuse3.init(Trickle(), os.fsdecode(arguments[0]), {*pyfuse3.default_options, "fsname=trickle"})
-    try:
-        trio.run(pyfuse3.main)
-    finally:
-        pyfuse3.close()
+    serve(Trickle(), arguments[0], "trickle")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
 - plain      what needs no decision of core
+- background    a thread that works without the interpreter
 - ahead      directories read before a walk asks for them
 - warm       files that a disk is asked for before they are read
 - pace       what is done while requests come one right after the other
@@ -56,12 +57,12 @@ for _handlers in ("names", "attributes", "files", "directories", "connection"):
 
 def check(config: MountConfig) -> None:
     """See before mounting that there is what must be, and turn the kernel's switch for rings on; raises MountError."""
-    try:
-        latency = machine.open_latency(config.cpu_latency)
-    except OSError as error:
-        raise MountError(f"cpu_latency=on: {machine.CPU_LATENCY}: {error.strerror}; use cpu_latency=auto") from error
-    if latency >= 0:
-        os.close(latency)
+    if config.cpu_latency == "on":
+        try:
+            os.close(machine.open_latency("on"))
+        except OSError as error:
+            why = f"{machine.CPU_LATENCY}: {error.strerror}"
+            raise MountError(f"cpu_latency=on: {why}; use cpu_latency=auto") from error
     if config.uring != "on":
         return
     obstacle = obstacle_to_rings()

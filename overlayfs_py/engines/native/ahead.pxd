@@ -1,14 +1,8 @@
 from libc.stdint cimport uint64_t
 
 from overlayfs_py.core.nodes cimport Node, Real
+from overlayfs_py.engines.native.background cimport Background
 from overlayfs_py.engines.native.plain cimport Plain, dirent64, record
-
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
 
 cdef enum:
     SLOTS = 6
@@ -29,26 +23,20 @@ cdef class Prepared:
     cdef record* find(self, bytes name)
 
 
-cdef class Ahead:
+cdef class Ahead(Background):
     cdef Plain plain
     cdef bint on
-    # Held by the thread for as long as it runs.
-    cdef object running
     cdef dict expected
     cdef list reals
     cdef int hits
     cdef uint64_t stamp
-    cdef bint ended
     cdef const char* prefix
     cdef size_t prefix_length
     cdef slot slots[SLOTS]
-    cdef pthread_mutex_t mutex
-    cdef pthread_cond_t changed
 
     cdef Prepared visit(self, Node node)
     cdef expect(self, list directories)
     cdef Prepared _take(self, Real real)
-    cdef bint _begin(self) except -1
     cdef bint _is_plain(self, Node node)
     cdef _read_next(self)
     cdef _queue(self, Node node)

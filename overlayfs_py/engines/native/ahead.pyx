@@ -8,30 +8,19 @@ It is only of directories that are one lower layer's alone, which don't change w
 wrong, or needs a decision, is left to the usual way.
 """
 
-from _thread import allocate_lock, start_new_thread
-
 from libc.errno cimport EOPNOTSUPP, errno
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, strlen, strncmp
 from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node, Real
+from overlayfs_py.engines.native.background cimport (
+    Background, pthread_cond_broadcast, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
+)
 from overlayfs_py.engines.native.plain cimport (
     AT_SYMLINK_NOFOLLOW, DT_CHR, DT_UNKNOWN, KEYS, LISTING, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, Plain,
     dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
 )
-
-from overlayfs_py.engines.native.workers import unpin
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_cond_init(pthread_cond_t* condition, void* attributes)
-    int pthread_cond_destroy(pthread_cond_t* condition)
-    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
-    int pthread_cond_broadcast(pthread_cond_t* condition)
 
 cdef enum:
     DIRECTORY = 0o040000
@@ -64,12 +53,8 @@ cdef class Prepared:
         return NULL if place is None else <record*>(self.memory + <size_t>place)
 
 
-cdef class Ahead:
+cdef class Ahead(Background):
     """The directories expected next. All but the thread's own work is called with the session's lock held."""
-
-    def __cinit__(self):
-        pthread_mutex_init(&self.mutex, NULL)
-        pthread_cond_init(&self.changed, NULL)
 
     def __init__(self, Plain plain):
         self.plain = plain
@@ -85,8 +70,6 @@ cdef class Ahead:
     def __dealloc__(self):
         for one in range(SLOTS):
             free(self.slots[one].memory)
-        pthread_cond_destroy(&self.changed)
-        pthread_mutex_destroy(&self.mutex)
 
     cdef Prepared visit(self, Node node):
         """Note that a directory is being listed; what has been read of it already, or None."""
@@ -159,7 +142,9 @@ cdef class Ahead:
         if fd < 0:
             # whoever asks for it will be told
             return
-        if self.running is None and not self._begin():
+        if not self.begun():
+            # Nothing is read ahead any more.
+            self.on = False
             close(fd)
             return
         pthread_mutex_lock(&self.mutex)
@@ -213,40 +198,25 @@ cdef class Ahead:
             at += room_of(entry.length)
         return found
 
-    cdef bint _begin(self) except -1:
-        """Start the thread; False where there may be no more of them, and then nothing is read ahead any more."""
-        running = allocate_lock()
-        running.acquire()
-        try:
-            start_new_thread(self._run, (running,))
-        except RuntimeError:
-            self.on = False
-            return False
-        self.running = running
-        return True
-
-    def _run(self, running):
+    cdef void work(self) noexcept nogil:
         """Read what is queued, the newest first, until the end."""
         cdef int one, newest
-        unpin()
-        with nogil:
-            pthread_mutex_lock(&self.mutex)
-            while not self.ended:
-                newest = -1
-                for one in range(SLOTS):
-                    if self.slots[one].state == QUEUED and (newest < 0 or self.slots[one].stamp > self.slots[newest].stamp):
-                        newest = one
-                if newest < 0:
-                    pthread_cond_wait(&self.changed, &self.mutex)
-                    continue
-                self.slots[newest].state = RUNNING
-                pthread_mutex_unlock(&self.mutex)
-                self._fill(&self.slots[newest])
-                pthread_mutex_lock(&self.mutex)
-                self.slots[newest].state = DONE
-                pthread_cond_broadcast(&self.changed)
+        pthread_mutex_lock(&self.mutex)
+        while not self.ended:
+            newest = -1
+            for one in range(SLOTS):
+                if self.slots[one].state == QUEUED and (newest < 0 or self.slots[one].stamp > self.slots[newest].stamp):
+                    newest = one
+            if newest < 0:
+                pthread_cond_wait(&self.changed, &self.mutex)
+                continue
+            self.slots[newest].state = RUNNING
             pthread_mutex_unlock(&self.mutex)
-        running.release()
+            self._fill(&self.slots[newest])
+            pthread_mutex_lock(&self.mutex)
+            self.slots[newest].state = DONE
+            pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
 
     cdef void _fill(self, slot* one) noexcept nogil:
         """Read a directory into a slot; what can't be read, or holds what needs a decision, leaves it without memory."""
@@ -306,13 +276,7 @@ cdef class Ahead:
 
     def close(self):
         """End the thread, and let go of what it has read."""
-        if self.running is not None:
-            pthread_mutex_lock(&self.mutex)
-            self.ended = True
-            pthread_cond_broadcast(&self.changed)
-            pthread_mutex_unlock(&self.mutex)
-            self.running.acquire()
-            self.running = None
+        self.end()
         for one in range(SLOTS):
             if self.slots[one].fd >= 0:
                 close(self.slots[one].fd)

@@ -136,9 +136,8 @@ cdef class Channel:
                 if refused:
                     count, number, began = -1, c_errno, 0
                 else:
-                    if pace.alone:
-                        if began != 0:
-                            pace.took(monotonic() - began, count + answered, self.fd)
+                    if began != 0:
+                        pace.took(monotonic() - began, count + answered, self.fd)
                     pace.fetch()
                     count = read(self.fd, r.inward, r.capacity)
                     number = c_errno

@@ -1,7 +1,8 @@
 # cython: language_level=3, annotation_typing=False
 """Changes to objects that are the upper layer's alone, made by the system calls that were asked for and no others.
 
-Files made in the place of whiteouts, and whiteouts put in the place of files, are made here, too. As in plain, what can't be sure to need no more than that is left to core, which does the same in more time.
+Files made in the place of whiteouts, and whiteouts put in the place of files, are made here, too. As in plain, what can't
+be sure to need no more than that is left to core, which does the same in more time.
 """
 
 import os

@@ -1,28 +1,20 @@
 from libc.stdint cimport int64_t, uint64_t
 
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from overlayfs_py.engines.native.background cimport Background, pthread_cond_t
 
 cdef enum:
     # Requests between two looks at the clock.
     LOOK = 16
 
 
-cdef class Pace:
+cdef class Pace(Background):
     # cpu_dma_latency, through which the kernel is told; -1 where it never is.
     cdef int fd
-    # Held by the thread for as long as it runs.
-    cdef object running
     # How many requests have come, and when LOOK of them had last, in nanoseconds.
     cdef uint64_t count
     cdef int64_t looked
     # Whether the thread is to tell the kernel, and goes on until few requests come.
     cdef bint busy
-    cdef bint ended
     # Whether one thread is to fetch requests alone, how many wait for one at the moment, and until when all are to.
     cdef bint alone
     cdef int fetching
@@ -30,8 +22,6 @@ cdef class Pace:
     # How many of the last looks found another request waiting.
     cdef int waiting
     cdef bint many_processors
-    cdef pthread_mutex_t mutex
-    cdef pthread_cond_t begun
     cdef pthread_cond_t shared
 
     cdef inline note(self):
@@ -46,8 +36,6 @@ cdef class Pace:
     cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil
     cdef void _share(self) noexcept nogil
     cdef _look(self)
-    cdef bint _begin(self) except -1
-    cdef void _keep(self) noexcept nogil
     cdef bint _tell(self, int latency) noexcept nogil
 
 

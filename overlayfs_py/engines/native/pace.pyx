@@ -18,24 +18,15 @@ Source: Documentation/power/pm_qos_interface.rst, Documentation/virt/guest-halt-
 """
 
 import os
-from _thread import allocate_lock, start_new_thread
 
 from libc.stdint cimport int64_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
-from overlayfs_py.engines.native.workers import unpin
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_cond_init(pthread_cond_t* condition, void* attributes)
-    int pthread_cond_destroy(pthread_cond_t* condition)
-    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
-    int pthread_cond_signal(pthread_cond_t* condition)
-    int pthread_cond_broadcast(pthread_cond_t* condition)
+from overlayfs_py.engines.native.background cimport (
+    Background, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait, pthread_mutex_lock,
+    pthread_mutex_unlock
+)
 
 cdef extern from *:
     """
@@ -70,13 +61,11 @@ cdef enum:
     NO_LIMIT = -1
 
 
-cdef class Pace:
+cdef class Pace(Background):
     """The pace of one mount's requests. What has no nogil is called with the interpreter held."""
 
     def __cinit__(self):
         self.fd = -1
-        pthread_mutex_init(&self.mutex, NULL)
-        pthread_cond_init(&self.begun, NULL)
         pthread_cond_init(&self.shared, NULL)
 
     def __init__(self, fd):
@@ -86,8 +75,6 @@ cdef class Pace:
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.shared)
-        pthread_cond_destroy(&self.begun)
-        pthread_mutex_destroy(&self.mutex)
 
     cdef void fetch(self) noexcept nogil:
         """Before a request is fetched: wait while another thread does that, and is to do so alone."""
@@ -134,34 +121,18 @@ cdef class Pace:
         """See whether requests follow one another, and wake the thread if so."""
         cdef int64_t before = self.looked
         self.looked = monotonic()
-        if self.looked - before > SOON or self.ended or (self.running is None and not self._begin()):
+        if self.looked - before > SOON or self.ended:
+            return
+        if not self.begun():
+            # Nothing is done any more.
+            self.ended = True
             return
         pthread_mutex_lock(&self.mutex)
         self.busy = True
-        pthread_cond_signal(&self.begun)
+        pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
 
-    cdef bint _begin(self) except -1:
-        """Start the thread; False where there may be no more of them, and then nothing is done any more."""
-        running = allocate_lock()
-        running.acquire()
-        try:
-            start_new_thread(self._run, (running,))
-        except RuntimeError:
-            self.ended = True
-            return False
-        self.running = running
-        return True
-
-    def _run(self, running):
-        try:
-            unpin()
-            with nogil:
-                self._keep()
-        finally:
-            running.release()
-
-    cdef void _keep(self) noexcept nogil:
+    cdef void work(self) noexcept nogil:
         """Tell the kernel when requests begin to follow one another, and when they no longer do; until the end."""
         cdef timespec period
         cdef uint64_t before
@@ -169,7 +140,7 @@ cdef class Pace:
         pthread_mutex_lock(&self.mutex)
         while not self.ended:
             if not self.busy:
-                pthread_cond_wait(&self.begun, &self.mutex)
+                pthread_cond_wait(&self.changed, &self.mutex)
                 continue
             if self._tell(0):
                 before = self.count - MANY
@@ -193,13 +164,7 @@ cdef class Pace:
 
     def close(self):
         """End the thread, and take back what the kernel was told."""
-        if self.running is not None:
-            pthread_mutex_lock(&self.mutex)
-            self.ended = True
-            pthread_cond_signal(&self.begun)
-            pthread_mutex_unlock(&self.mutex)
-            self.running.acquire()
-            self.running = None
+        self.end()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

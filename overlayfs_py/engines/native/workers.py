@@ -31,6 +31,7 @@ class Workers:
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._lock = allocate_lock()
         self._threads = 0
+        # Threads without work, less what waits for one.
         self._idle = 0
 
     def submit(self, run: Callable[..., None], *arguments: object, or_not: bool = False) -> bool:
@@ -40,24 +41,26 @@ class Workers:
         be had.
         """
         with self._lock:
-            if self._idle:
+            if self._idle > 0 or not self._start():
+                if or_not and self._idle <= 0:
+                    return False
                 self._idle -= 1
-            elif self._threads < self._most:
-                self._start()
-            elif or_not:
-                return False
             self._waiting.put((run, arguments))
             return True
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Whether there is a further thread, for what is handed in now."""
+        if self._threads == self._most:
+            return False
         try:
             start_new_thread(self._work, ())
         except RuntimeError as error:
             if not self._threads:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
             # a limit on processes: those there are have more to do
-        else:
-            self._threads += 1
+            return False
+        self._threads += 1
+        return True
 
     def close(self) -> None:
         """Wait for all that was handed in; nothing more may be."""
