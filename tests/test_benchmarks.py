@@ -241,9 +241,11 @@ def test_requests_are_counted_by_opcode(scratch: Path, inputs: Inputs) -> None:
 
 
 def test_a_round_trip_to_a_daemon_that_does_nothing_takes_some_time(scratch: Path) -> None:
-    as_it_is, awake = round_trip(scratch, count=50)
+    base = scratch / "bench-roundtrip"
+    base.mkdir()
+    as_it_is, awake = round_trip(base, count=50)
     assert as_it_is > 0 and awake > 0
-    assert list(scratch.iterdir()) == [], "it leaves nothing"
+    assert list(base.iterdir()) == [], "it leaves nothing"
 
 
 def test_time_by_function_counts_a_function_once_a_stack() -> None:

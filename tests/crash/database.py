@@ -8,10 +8,12 @@ import json
 import random
 import sqlite3
 import sys
+import time
 from typing import Final
 
 ROWS: Final = 22_000
 _FILLING: Final = 4000
+_PATIENCE: Final = 90.0  # seconds
 
 
 def filling(row: int, version: int) -> bytes:
@@ -30,13 +32,26 @@ def make(path: str, journal: str) -> None:
 
 
 def connect(path: str, journal: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=90, isolation_level=None)
+    database = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
     database.execute("PRAGMA mmap_size=268435456")
     database.execute("PRAGMA synchronous=NORMAL")
-    mode = database.execute(f"PRAGMA journal_mode={journal}").fetchone()[0]
+    mode = _switch(database, journal)
     if mode != journal:
         raise RuntimeError(f"the journal is {mode}")
     return database
+
+
+def _switch(database: sqlite3.Connection, journal: str) -> str:
+    """Choose a journal. SQLite doesn't wait for other connections that just do so, on any filesystem."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            mode: str = database.execute(f"PRAGMA journal_mode={journal}").fetchone()[0]
+            return mode
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def rows_of(writer: int, writers: int) -> range:

@@ -1,11 +1,13 @@
 """A 90 MB database of a lower layer, changed by several processes during and after its copy-up."""
 
+import contextlib
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,18 @@ def original(scratch: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _writer(file: str, journal: str, number: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that changes rows of its own, which doesn't outlive the block."""
+    command = [sys.executable, "-m", "tests.crash.database", file, journal, str(number), str(WRITERS), str(ROUNDS)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(("journal", "options"), [("delete", ""), ("wal", ""), ("wal", "writeback=1")])
 def test_no_row_of_a_database_is_lost_or_invented(layers: Layers, original: Path, journal: str, options: str) -> None:
     shutil.copyfile(original, layers.lower / "db")
@@ -36,22 +50,13 @@ def test_no_row_of_a_database_is_lost_or_invented(layers: Layers, original: Path
     with our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options):
         reader = sqlite3.connect(file)
         assert reader.execute("SELECT count(*) FROM data").fetchone() == (database.ROWS,)
-        command = [sys.executable, "-m", "tests.crash.database", file, journal]
-        writers = [
-            subprocess.Popen(
-                [*command, str(number), str(WRITERS), str(ROUNDS)],
-                cwd=REPOSITORY,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(WRITERS)
-        ]
         expected: dict[int, int] = {}
-        for process in writers:
-            output, errors = process.communicate(timeout=LIMIT)
-            assert process.returncode == 0, errors
-            expected |= {int(row): version for row, version in json.loads(output).items()}
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(_writer(file, journal, number)) for number in range(WRITERS)]
+            for process in writers:
+                output, errors = process.communicate(timeout=LIMIT)
+                assert process.returncode == 0, errors
+                expected |= {int(row): version for row, version in json.loads(output).items()}
         assert expected
         assert reader.execute("SELECT sum(version) FROM data").fetchone() == (sum(expected.values()),)
         reader.close()
