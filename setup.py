@@ -16,6 +16,7 @@ NATIVE = (
     "overlayfs_py/engines/native/plain.pyx",
     "overlayfs_py/engines/native/listing.py",
     "overlayfs_py/engines/native/background.pyx",
+    "overlayfs_py/engines/native/closing.pyx",
     "overlayfs_py/engines/native/ahead.pyx",
     "overlayfs_py/engines/native/pace.pyx",
     "overlayfs_py/engines/native/warm.pyx",

@@ -17,7 +17,7 @@ from overlayfs_py.core.requests import Job, Steps
 from overlayfs_py.core.work import Staged
 from overlayfs_py.journal import Journal
 from overlayfs_py.records import TYPE_CHECKING
-from overlayfs_py.sys import copying, files, xattrs
+from overlayfs_py.sys import copying, files, syncing, xattrs
 from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
@@ -261,9 +261,16 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
         objects.check_kind(node, st)
         needed = st.st_size if size is None else min(size, st.st_size)
         bare = not data and fs.metacopy and st.st_size > 0
-        staged = work.stage_file(0o600)
+        draft = fs.drafts.take(node, st)
+        if draft is not None and (bare or size is not None):
+            draft.close()
+            draft = None
+        staged = draft or work.stage_file(0o600)
         try:
-            if bare:
+            if draft is not None:
+                # its data is there, and on disk
+                pass
+            elif bare:
                 os.ftruncate(staged.fd, st.st_size)
                 os.setxattr(staged.fd, fs.marks.metacopy, b"")
             elif needed and opened:
@@ -333,10 +340,18 @@ def _copy_data(
     follows it (ovl_copy_up_file leaves out the sync as well).
     """
 
+    # A few bytes without holes are copied faster than it takes to ask for more than a copy.
+    at_once = size <= min(IN_PLACE_BYTES, st.st_blocks * 512) and real.layer in fs.unshared
+    batch = fs.drafts.begin(node, real) if at_once and fs.sync else None
+
     def run() -> None:
-        # A few bytes without holes are copied faster than it takes to ask for more than a copy.
-        if size <= IN_PLACE_BYTES and size <= st.st_blocks * 512 and real.layer in fs.unshared:
+        if at_once:
             copying.copy_at_once(source, target, size)
+            if batch is not None:
+                syncing.begin(target)
+                batch.copy()
+                fs.drafts.sync(batch, target)
+                return
         elif copying.copy_data(source, target, size, 0, job.unwanted, to_be_synced=fs.sync):
             return
         else:
@@ -353,6 +368,8 @@ def _copy_data(
         yield job
     finally:
         del fs.copying[node]
+        if batch is not None:
+            fs.drafts.end(batch, done=job.finished and job.error is None)
     if job.error is not None:
         raise job.error
 

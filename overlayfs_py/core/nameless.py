@@ -93,7 +93,7 @@ def keep_staged(fs: Overlay, node: Node, staged: Staged) -> None:
 def let_go(fs: Overlay, node: Node) -> None:
     """Nobody refers to a node any more, or it has got a name again, which `upper` then tells."""
     if node.pinned >= 0:
-        os.close(node.pinned)
+        fs.close_later(node.pinned)
         node.pinned = -1
         fs.pins -= 1
 

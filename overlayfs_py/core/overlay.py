@@ -9,6 +9,7 @@ import stat
 
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core import ids, index, nameless
+from overlayfs_py.core.drafts import Drafts
 from overlayfs_py.core.export import Reopened
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
@@ -20,7 +21,11 @@ from overlayfs_py.core.requests import Job
 from overlayfs_py.core.work import Work, read_index
 from overlayfs_py.errors import LayerError
 from overlayfs_py.journal import Journal
+from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import credentials, paths, xattrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = Journal(__name__)
 
@@ -36,10 +41,12 @@ class Overlay:
     """
 
     __slots__ = (
+        "close_later",
         "config",
         "copying",
         "data_layers",
         "dirs",
+        "drafts",
         "files",
         "follow_redirects",
         "ids",
@@ -83,9 +90,12 @@ class Overlay:
         self.files = FileCache(self, 0)
         # Nodes kept by a descriptor, and where the others are that have no name.
         self.pins = self.most_pins = 0
+        # An engine with threads has one of them close what may be the last of a removed file, which takes long.
+        self.close_later: Callable[[int], None] = os.close
         self.share_descriptors()
         self.nameless: Layer | None = None
         self.merged = MergedNames(self)
+        self.drafts = Drafts(self)
         self.reopened = Reopened(_REOPENED)
         try:
             self._open_layers()
@@ -220,6 +230,7 @@ class Overlay:
 
     def close(self) -> None:
         """Close every descriptor and release the work directory."""
+        self.drafts.close()
         self.files.close()
         self.dirs.close()
         if hasattr(self, "nodes"):

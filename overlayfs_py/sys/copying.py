@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 
-from overlayfs_py.sys.libc import LIBC
+from overlayfs_py.sys import syncing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
 _FICLONE = 0x40049409
 _RANGE_CHUNK = 8 << 20
 _READ_CHUNK = 1 << 20
-_SYNC_FILE_RANGE_WRITE = 2
-
-_sync_file_range = LIBC.sync_file_range
-_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_sync_file_range.restype = ctypes.c_int
 
 # What FICLONE answers where a plain copy may still succeed: filesystems that differ (EXDEV) or cannot share extents
 # (EOPNOTSUPP, EINVAL, ENOTTY, ENOSYS, and EBADF by its man page), an active swap file (ETXTBSY), a filter that forbids
@@ -147,8 +141,7 @@ def _copy_range(
             # The end of the source, or a file whose size is not known before it is read: read(2) tells them apart.
             return pos, False
         if to_be_synced and count == _RANGE_CHUNK:
-            # No more than a beginning: whatever keeps it from being written, the sync meets again and tells.
-            _sync_file_range(dst_fd, pos, count, _SYNC_FILE_RANGE_WRITE)
+            syncing.begin(dst_fd, pos, count)
         pos += count
     return pos, True
 

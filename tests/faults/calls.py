@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import xattr
 
-from overlayfs_py.sys import copying, files, handles, paths, rename
+from overlayfs_py.sys import files, handles, paths, rename, syncing
 
 READING: Final = "stat fstat fstatvfs readlink listxattr getxattr pread preadv lseek dup".split()
 CHANGING: Final = (
@@ -20,11 +20,12 @@ CHANGING: Final = (
 ).split()
 # Calls that can't fail for want of space or by a broken disk, and functions of `os` that are none.
 HARMLESS: Final = frozenset(
-    "close umask geteuid getegid fsencode fsdecode strerror makedev major minor urandom closerange listdir".split()
+    (
+        "close umask geteuid getegid fsencode fsdecode strerror makedev major minor urandom closerange listdir uname"
+    ).split()
 )
 # Functions of the C library, which tell of failure by -1 and errno.
 FOREIGN: Final = (
-    (copying, "_sync_file_range", False),
     (files, "_utimensat", True),
     (files, "_fchmodat2", True),
     (files, "_getdents64", False),
@@ -35,6 +36,8 @@ FOREIGN: Final = (
     (handles, "_open_by_handle_at", False),
     (paths, "_openat2", False),
     (rename, "_renameat2", True),
+    (syncing, "_sync_file_range", False),
+    (syncing, "_syscall", False),
 )
 _CREATES: Final = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 

@@ -1,5 +1,6 @@
 """What is tried while system calls fail: each change on each kind of object."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -88,6 +89,34 @@ def _metacopies(rig: Rig) -> None:
         rig.change(path, mode=0o600)
 
 
+def _in_a_row(rig: Rig) -> None:
+    """One file after the other has been copied up, so that those behind `file` are copied along with it."""
+    for name in (b"file", b"other", b"one", b"null", b"big"):
+        rig.node(name)
+    rig.fs.unshared.update(rig.fs.layers)
+    rig.fs.drafts._hits = 8
+
+
+def _copy_along(rig: Rig) -> None:
+    _in_a_row(rig)
+    rig.change(b"file", uid=77)
+
+
+def _take_draft(rig: Rig) -> None:
+    """A copy whose data has been copied along with another one's."""
+    _in_a_row(rig)
+    first = rig.node(b"file")
+    batch = rig.fs.drafts.begin(first, first.lowers[0])
+    if batch is not None:
+        try:
+            with contextlib.closing(rig.fs.writable().stage_file(0o600)) as staged:
+                batch.copy()
+                rig.fs.drafts.sync(batch, staged.fd)
+        finally:
+            rig.fs.drafts.end(batch, done=True)
+    rig.change(b"other", uid=77)
+
+
 def _linked_in_upper(rig: Rig) -> None:
     rig.write(b"one", b"X")
     rig.write(b"two", b"Y")
@@ -130,6 +159,8 @@ COPY_UPS: Final = (
     Case("write file, volatile", lambda rig: rig.open(b"file", os.O_RDWR), options={"volatile": True}),
     Case("write metacopy", lambda rig: rig.open(b"file", os.O_WRONLY), _metacopies, _META),
     Case("write linked metacopy", lambda rig: rig.open(b"one", os.O_WRONLY), _metacopies, _META),
+    Case("copy others along", _copy_along),
+    Case("take what was copied along", _take_draft),
     Case("write override", lambda rig: rig.open(b"file", os.O_WRONLY), options={"xattr_permissions": 2}),
 )
 ATTRIBUTES: Final = (

@@ -78,8 +78,9 @@ class Watched:
     def check(self) -> None:
         """See that nothing has grown beyond its bounds; under a sanitizer, which keeps freed memory, not the memory."""
         processors = os.cpu_count() or 1
-        # A thread a processor, two at most while requests go both ways, workers, and the main one.
-        assert self.threads <= 2 * processors + 10, f"{self.threads} threads"
+        # A thread a processor, two at most while requests go both ways; workers for jobs and for data; those that look
+        # ahead, keep the pace and close; the main one.
+        assert self.threads <= 2 * processors + 2 * max(8, processors) + 4, f"{self.threads} threads"
         assert self.descriptors <= _MOST_DESCRIPTORS, f"{self.descriptors} descriptors"
         if "libasan" in os.environ.get("LD_PRELOAD", ""):
             return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from overlayfs_py.sys import copying, files
+from overlayfs_py.sys import copying, files, syncing
 from tests.sys.conftest import Place
 
 MIB = 1 << 20
@@ -257,7 +257,7 @@ def test_the_disk_begins_to_write_before_a_large_copy_is_whole(disk: Place, monk
         begun.append((start, count, os.fstat(fd).st_size))
         return -1
 
-    monkeypatch.setattr(copying, "_sync_file_range", begin)
+    monkeypatch.setattr(syncing, "_sync_file_range", begin)
     src, dst = files.tmpfile(disk.fd, 0o600), files.tmpfile(disk.fd, 0o600)
     content = fill(src, 20 * MIB, (0, 20 * MIB))
     copying.copy_data(src, dst, 20 * MIB, to_be_synced=True)

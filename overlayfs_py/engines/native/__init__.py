@@ -11,6 +11,7 @@
 - ahead      directories read before a walk asks for them
 - warm       files that a disk is asked for before they are read
 - pace       what is done while requests come one right after the other
+- closing    descriptors that take long to close
 - direct     changes that need no decision, either
 - export     what tells file handles of one node id apart
 - prune      keeping the number of nodes within a bound

@@ -132,12 +132,12 @@ cdef class Channel:
         while True:
             # In one go, so that the interpreter is taken once a request; the others want it, too.
             with nogil:
+                if began != 0:
+                    pace.took(monotonic() - began, count + answered, self.fd)
                 refused = answered != 0 and write(self.fd, r.outward, answered) < 0
                 if refused:
                     count, number, began = -1, c_errno, 0
                 else:
-                    if began != 0:
-                        pace.took(monotonic() - began, count + answered, self.fd)
                     pace.fetch()
                     count = read(self.fd, r.inward, r.capacity)
                     number = c_errno

@@ -51,7 +51,7 @@ cdef enum:
     PERIOD = 3_000_000
     MANY = 12
 
-    # A request that takes more time, or carries more bytes, is not to keep others waiting: for so long all fetch some.
+    # A request that takes more time is not to keep others waiting, nor one with more bytes: for so long all fetch some.
     LONG = 200_000
     LARGE = 64 << 10
     SHARED = 100_000_000
@@ -98,14 +98,12 @@ cdef class Pace(Background):
         pthread_mutex_unlock(&self.mutex)
 
     cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil:
-        """Note how long a request took that has been answered, and its bytes; call the others where it may keep some
-        waiting."""
-        cdef pollfd file
-        if nanoseconds > LONG or size > LARGE:
+        """Note how long a request took that is about to be answered, and its bytes; call the others where such ones
+        keep some waiting. Whoever asks for one thing after the other has nothing waiting before it is answered."""
+        if size > LARGE or (nanoseconds > LONG and is_waiting(fuse_fd)):
             self._share()
         elif self.many_processors and self.count % LOOK == 0:
-            file.fd, file.events = fuse_fd, POLLIN
-            self.waiting = self.waiting + 1 if poll(&file, 1, 0) == 1 else 0
+            self.waiting = self.waiting + 1 if is_waiting(fuse_fd) else 0
             if self.waiting == CROWD:
                 self.waiting = 0
                 self._share()
@@ -168,6 +166,13 @@ cdef class Pace(Background):
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+cdef bint is_waiting(int fuse_fd) noexcept nogil:
+    """Whether there is a request to be fetched."""
+    cdef pollfd file
+    file.fd, file.events = fuse_fd, POLLIN
+    return poll(&file, 1, 0) == 1
 
 
 cdef int64_t monotonic() noexcept nogil:

@@ -1,9 +1,10 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from overlayfs_py.engines.native.ahead cimport Ahead
-from overlayfs_py.engines.native.pace cimport Pace
+from overlayfs_py.engines.native.closing cimport Closing
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
+from overlayfs_py.engines.native.pace cimport Pace
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 from overlayfs_py.engines.native.prune cimport Pruning
@@ -81,6 +82,7 @@ cdef class Session:
     cdef Plain plain
     cdef Ahead ahead
     cdef Warm warm
+    cdef Closing closing
     cdef readonly Pace pace
     cdef Direct direct
     cdef Generations generations

@@ -17,9 +17,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.ahead cimport Ahead
-from overlayfs_py.engines.native.pace cimport Pace
+from overlayfs_py.engines.native.closing cimport Closing
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
+from overlayfs_py.engines.native.pace cimport Pace
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 from overlayfs_py.engines.native.prune cimport Pruning
@@ -186,6 +187,8 @@ cdef class Session:
         self.plain = Plain(fs)
         self.ahead = Ahead(self.plain)
         self.warm = Warm(self.plain)
+        self.closing = Closing()
+        fs.close_later = self.closing.later
         self.pace = Pace(machine.open_latency(fs.config.cpu_latency))
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
@@ -373,6 +376,8 @@ cdef class Session:
         if self.pool is not None:
             self.pool.close()
         self.warm.close()
+        self.fs.close_later = os.close
+        self.closing.close()
 
 
 class NeverAsk(OSError):

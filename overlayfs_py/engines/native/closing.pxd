@@ -1,0 +1,10 @@
+from overlayfs_py.engines.native.background cimport Background
+
+cdef enum:
+    # Descriptors that wait to be closed, at most.
+    ROOM = 64
+
+
+cdef class Closing(Background):
+    cdef int descriptors[ROOM]
+    cdef int count
