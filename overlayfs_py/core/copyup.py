@@ -106,7 +106,7 @@ def _link_up(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
         _, st = lookup.lower_entries(fs, parent.lowers, name)
         before = os.fstat(fs.dir_fd(parent))
         index.link_up(fs, node, parent, name, lower_nlink=st.st_nlink if st is not None else node.nlink)
-        _mark_impure(fs, parent)
+        mark_impure_once(fs, parent)
         restore_times(fs, parent, before)
 
 
@@ -131,7 +131,7 @@ def _copy_up_dir(fs: Overlay, node: Node) -> None:
 
 def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes) -> None:
     """Make a finished copy visible as `name`; the parent's times stay, as nothing in it seems to change."""
-    dir_fd = _mark_impure(fs, parent)
+    dir_fd = mark_impure_once(fs, parent)
     before = os.fstat(dir_fd)
     staged.publish(dir_fd, name)
     restore_times(fs, parent, before)
@@ -148,7 +148,7 @@ def restore_times(fs: Overlay, parent: Node, before: os.stat_result) -> None:
         log.warning("the times of %s could not be kept: %s", os.fsdecode(parent.name), error.strerror)
 
 
-def _mark_impure(fs: Overlay, parent: Node) -> int:
+def mark_impure_once(fs: Overlay, parent: Node) -> int:
     """As mark_impure, asking the disk only once; returns the descriptor of the directory's upper part."""
     dir_fd = fs.dir_fd(parent)
     assert parent.upper is not None

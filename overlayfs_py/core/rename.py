@@ -139,9 +139,9 @@ def _prepare(fs: Overlay, old: _Place, new: _Place, *, exchange: bool) -> Steps[
         assert new.node is not None
         _mark_for_place(fs, new.node, new, old)
     if old.parent is not new.parent:
-        copyup.mark_impure(fs, fs.dir_fd(new.parent))
+        copyup.mark_impure_once(fs, new.parent)
         if exchange:
-            copyup.mark_impure(fs, fs.dir_fd(old.parent))
+            copyup.mark_impure_once(fs, old.parent)
 
 
 def _settle_dot_whiteout(fs: Overlay, place: _Place) -> None:
@@ -231,7 +231,7 @@ def _move(fs: Overlay, old: _Place, new: _Place, *, whiteout: bool) -> None:
         raise
     if replaced is not None:
         remove.after_removal(fs, replaced, new.parent, new.name, kept.fd, kept.name)
-    _moved(fs, old.node, old, new)
+    moved(old.node, old.parent, old.name, new.parent, new.name)
 
 
 def _empty_for_replacement(fs: Overlay, replaced: Node, new: _Place) -> None:
@@ -313,25 +313,26 @@ def _exchange(fs: Overlay, old: _Place, new: _Place) -> None:
     one, other = old.node, new.node
     one.drop_name(old.parent, old.name)
     other.drop_name(new.parent, new.name)
-    _settle(fs, one, new)
-    _settle(fs, other, old)
+    _settle(one, new.parent, new.name)
+    _settle(other, old.parent, old.name)
 
 
-def _moved(fs: Overlay, node: Node, old: _Place, new: _Place) -> None:
-    node.drop_name(old.parent, old.name)
-    _settle(fs, node, new)
+def moved(node: Node, old_parent: Node, old_name: bytes, new_parent: Node, new_name: bytes) -> None:
+    """Tell memory that an object of the upper layer has been renamed."""
+    node.drop_name(old_parent, old_name)
+    _settle(node, new_parent, new_name)
 
 
-def _settle(fs: Overlay, node: Node, place: _Place) -> None:
-    """Tell memory that `node` is at `place` now."""
-    node.add_name(place.parent, place.name)
+def _settle(node: Node, parent: Node, name: bytes) -> None:
+    """Tell memory that `node` is `name` in `parent` now."""
+    node.add_name(parent, name)
     if node.indexed:
         return
-    assert place.parent.upper is not None
+    assert parent.upper is not None
     if node.kind == stat.S_IFDIR:
         # The descriptors of everything below stay good: the Real moves, its identity doesn't change.
         assert node.upper is not None
-        node.upper.parent = place.parent.upper
-        node.upper.name = place.name
+        node.upper.parent = parent.upper
+        node.upper.name = name
     else:
-        node.upper = Real(place.parent.upper.layer, place.parent.upper, place.name)
+        node.upper = Real(parent.upper.layer, parent.upper, name)

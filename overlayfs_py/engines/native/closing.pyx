@@ -6,11 +6,16 @@ wait: who forgets a node holds the session's lock.
 """
 
 from libc.string cimport memcpy
+from posix.time cimport nanosleep, timespec
 from posix.unistd cimport close
 
 from overlayfs_py.engines.native.background cimport (
     pthread_cond_broadcast, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
 )
+
+cdef enum:
+    # Nanoseconds in which more of them may come.
+    PAUSE = 2_000_000
 
 
 cdef class Closing(Background):
@@ -37,8 +42,15 @@ cdef class Closing(Background):
         """Close what has been handed in, until the end, and what is left then."""
         cdef int taken[ROOM]
         cdef int count, index
+        cdef timespec pause
+        pause.tv_sec, pause.tv_nsec = 0, PAUSE
         pthread_mutex_lock(&self.mutex)
         while True:
+            if self.count != 0 and not self.ended:
+                # One after the other would wake this thread each time, in the way of who asks for the next removal.
+                pthread_mutex_unlock(&self.mutex)
+                nanosleep(&pause, NULL)
+                pthread_mutex_lock(&self.mutex)
             count = self.count
             if count != 0:
                 memcpy(taken, self.descriptors, count * sizeof(int))

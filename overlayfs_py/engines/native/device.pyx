@@ -2,11 +2,11 @@
 """Requests read from /dev/fuse and answered there: one thread and one cloned descriptor a CPU."""
 
 import errno
-import fcntl
+from fcntl import ioctl
 import os
 import struct
 
-from libc.errno cimport errno as c_errno
+from libc.errno cimport EAGAIN, errno as c_errno
 from libc.stdlib cimport free, malloc
 from libc.stdint cimport int64_t, uint32_t
 from posix.unistd cimport read, write
@@ -22,9 +22,24 @@ log = Journal(__name__)
 
 _FUSE_DEV_IOC_CLONE = 0x8004E500
 
+cdef extern from "<fcntl.h>" nogil:
+    int F_SETFL, O_NONBLOCK
+    int fcntl(int fd, int command, ...)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd* files, unsigned long count, int milliseconds)
+
 cdef enum:
     HEADROOM = 64 << 10
     SPARE = 2
+
+    # For so many nanoseconds the one thread that fetches looks for the next request before it sleeps.
+    SOON = 40_000
 
 
 cdef class Buffers(Request):
@@ -101,6 +116,8 @@ cdef class Channel:
 
     cdef int fd
     cdef Session session
+    # Whether its descriptor is one that is read without waiting (O_NONBLOCK).
+    cdef bint looks
     # Buffers of requests that were answered later: to have new ones from the system takes long.
     cdef list spare
 
@@ -133,13 +150,13 @@ cdef class Channel:
             # In one go, so that the interpreter is taken once a request; the others want it, too.
             with nogil:
                 if began != 0:
-                    pace.took(monotonic() - began, count + answered, self.fd)
+                    pace.took(monotonic() - began, count + answered)
                 refused = answered != 0 and write(self.fd, r.outward, answered) < 0
                 if refused:
                     count, number, began = -1, c_errno, 0
                 else:
                     pace.fetch()
-                    count = read(self.fd, r.inward, r.capacity)
+                    count = self._fetch(pace, r.inward, r.capacity)
                     number = c_errno
                     pace.fetched()
                     began = monotonic() if pace.alone and count > 0 else 0
@@ -170,6 +187,28 @@ cdef class Channel:
                 answered = r.seal()
             if once:
                 return
+
+    cdef Py_ssize_t _fetch(self, Pace pace, char* inward, size_t capacity) noexcept nogil:
+        """Wait for a request, and read it; -1 and errno where there is none to be had."""
+        cdef Py_ssize_t count
+        cdef int64_t until
+        cdef pollfd file
+        if pace.alone != self.looks and fcntl(self.fd, F_SETFL, O_NONBLOCK if pace.alone else 0) == 0:
+            self.looks = pace.alone
+        count = read(self.fd, inward, capacity)
+        if not self.looks or count >= 0 or c_errno != EAGAIN:
+            return count
+        if pace.is_worth_looking():
+            until = monotonic() + SOON
+            while monotonic() < until:
+                count = read(self.fd, inward, capacity)
+                if count >= 0 or c_errno != EAGAIN:
+                    pace.looked_in_vain(False)
+                    return count
+            pace.looked_in_vain(True)
+        file.fd, file.events = self.fd, POLLIN
+        poll(&file, 1, -1)
+        return read(self.fd, inward, capacity)
 
     cdef Buffers _buffers(self):
         return self.spare.pop() if self.spare else Buffers(self.session.payload + HEADROOM)
@@ -209,7 +248,7 @@ def clone(int fd):
     """A further descriptor of the connection, with a queue of its own for answers (FUSE_DEV_IOC_CLONE)."""
     copy = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(copy, _FUSE_DEV_IOC_CLONE, struct.pack("=I", fd))
+        ioctl(copy, _FUSE_DEV_IOC_CLONE, struct.pack("=I", fd))
     except OSError:
         os.close(copy)
         raise

@@ -27,6 +27,12 @@ cdef class Direct:
     cdef bint change(self, Node node, protocol.setattr_in* op, stat* st) except -1
     cdef bint set_xattr(self, Node node, bytes key, const char* value, size_t size, int flags) except -1
     cdef bint remove(self, Node parent, bytes name, bint directory) except -1
+    cdef bint rename(self, Node old_parent, bytes old_name, Node new_parent, bytes new_name) except -1
+    cdef bint _is_writable(self, Node parent)
+    cdef bint _is_here(self, Node node, Node parent, bytes name)
+    cdef bint _may_go(self, Node node, Node parent, bytes name) except -1
+    cdef bint _is_single(self, Node node) except -1
+    cdef bint _pin(self, Node node, int dir_fd, bytes name, int* pinned) except -1
     cdef bint _hide(self, Node node, Node parent, bytes name) except -1
     cdef int _put_whiteout(self, int dir_fd, bytes name)
     cdef bint _is_own(self, Node node)

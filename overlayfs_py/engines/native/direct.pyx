@@ -19,6 +19,7 @@ from overlayfs_py.engines.native.session cimport Request, Session
 
 from overlayfs_py.core.lookup import lower_positive
 from overlayfs_py.core.remove import after_removal
+from overlayfs_py.core.rename import moved
 
 cdef extern from "<sched.h>" nogil:
     int CLONE_FS
@@ -30,9 +31,11 @@ cdef extern from "<fcntl.h>" nogil:
     int openat(int dir_fd, const char* path, int flags, ...)
 
 cdef extern from "<sys/stat.h>" nogil:
+    int fchmod(int fd, uint32_t mode)
     int fstat(int fd, stat* st)
     int fstatat(int dir_fd, const char* path, stat* st, int flags)
     int mknodat(int dir_fd, const char* path, uint32_t mode, unsigned long rdev)
+    int futimens(int fd, const timespec* times)
     int utimensat(int dir_fd, const char* path, const timespec* times, int flags)
     uint32_t set_umask "umask"(uint32_t mask)
     int64_t UTIME_NOW, UTIME_OMIT
@@ -49,6 +52,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from "<stdio.h>" nogil:
     int renameat(int old_fd, const char* old, int dir_fd, const char* path)
+    int renameat2(int old_fd, const char* old, int dir_fd, const char* path, unsigned int flags)
 
 cdef enum:
     FORMAT = 0o170000
@@ -60,6 +64,7 @@ cdef enum:
     SET_IDS = 0o6000
     SET_GROUP_ID = 0o2000
     NAME_MAX = 255
+    RENAME_NOREPLACE = 1
     # Linux 6.6; the number is the same on every architecture but alpha.
     SYS_FCHMODAT2 = 452
 
@@ -198,9 +203,11 @@ cdef class Direct:
         """Do what SETATTR asks, attributes then in `st`; False leaves it to core. Set-id bits it takes are core's."""
         cdef timespec times[2]
         cdef Real real
-        cdef int dir_fd
-        cdef int size_fd = -1
+        cdef int at
+        cdef int fd = -1
+        cdef int flags = AT_SYMLINK_NOFOLLOW
         cdef uint32_t valid = op.valid
+        cdef bytes name
         if (
             not self.on
             or not valid & CHANGES
@@ -209,25 +216,33 @@ cdef class Direct:
         ):
             return False
         if valid & protocol.FATTR_SIZE:
-            size_fd = self.fs.files.fd(node, write=True)
-        real = node.upper
-        dir_fd = self.dirs.fd(real.parent)
-        if valid & protocol.FATTR_KILL_SUIDGID and (
-            fstatat(dir_fd, real.name, st, AT_SYMLINK_NOFOLLOW) != 0 or st.st_mode & SET_IDS
-        ):
+            fd = self.fs.files.fd(node, write=True)
+        else:
+            # Who makes a file sets its attributes next: its descriptor spares looking its name up for each.
+            held = self.fs.files.entries.get(node)
+            if held is not None and held.write:
+                fd = held.fd
+        if fd >= 0:
+            at, name, flags = fd, b"", AT_EMPTY_PATH
+        else:
+            real = node.upper
+            at, name = self.dirs.fd(real.parent), real.name
+        if valid & protocol.FATTR_KILL_SUIDGID and (fstatat(at, name, st, flags) != 0 or st.st_mode & SET_IDS):
             return False
-        if valid & protocol.FATTR_SIZE and ftruncate(size_fd, op.size) != 0:
+        if valid & protocol.FATTR_SIZE and ftruncate(fd, op.size) != 0:
             raise OSError(errno, os.strerror(errno))
         if valid & OWNER and fchownat(
-            dir_fd,
-            real.name,
+            at,
+            name,
             op.uid if valid & protocol.FATTR_UID else <uint32_t>-1,
             op.gid if valid & protocol.FATTR_GID else <uint32_t>-1,
-            AT_SYMLINK_NOFOLLOW,
+            flags,
         ) != 0:
             raise OSError(errno, os.strerror(errno))
-        if valid & protocol.FATTR_MODE and syscall(
-            SYS_FCHMODAT2, dir_fd, <const char*>real.name, op.mode & PERMISSIONS, AT_SYMLINK_NOFOLLOW
+        if valid & protocol.FATTR_MODE and (
+            fchmod(fd, op.mode & PERMISSIONS)
+            if fd >= 0
+            else syscall(SYS_FCHMODAT2, at, <const char*>name, op.mode & PERMISSIONS, flags)
         ) != 0:
             if errno == ENOSYS:
                 return False
@@ -235,9 +250,10 @@ cdef class Direct:
         if valid & TIMES:
             put_time(&times[0], valid & protocol.FATTR_ATIME, valid & protocol.FATTR_ATIME_NOW, op.atime, op.atimensec)
             put_time(&times[1], valid & protocol.FATTR_MTIME, valid & protocol.FATTR_MTIME_NOW, op.mtime, op.mtimensec)
-            if utimensat(dir_fd, real.name, times, AT_SYMLINK_NOFOLLOW) != 0:
+            # Without a name, Linux has that of a descriptor alone since 5.8.
+            if (futimens(fd, times) if fd >= 0 else utimensat(at, name, times, flags)) != 0:
                 raise OSError(errno, os.strerror(errno))
-        if fstatat(dir_fd, real.name, st, AT_SYMLINK_NOFOLLOW) != 0:
+        if fstatat(at, name, st, flags) != 0:
             raise OSError(errno, os.strerror(errno))
         return self.plain.shown(node, st)
 
@@ -263,25 +279,21 @@ cdef class Direct:
         cdef int pinned = -1
         cdef int number = 0
         cdef bint whiteout
-        if not self.on or parent.children is None or parent.upper is None or parent.pinned >= 0 or parent.removed:
+        if parent.children is None or not self._is_writable(parent):
             return False
         node = parent.children.get(name)
         if node is None or (node.kind == DIRECTORY) != directory:
             return False
         if node.upper is None:
             return self._hide(node, parent, name)
-        if not self._is_own(node) or node.upper.parent is not parent.upper or node.upper.name != name:
+        if not self._is_here(node, parent, name):
             return False
         whiteout = parent.below is not None and lower_positive(self.fs, parent, name)
         if whiteout and (directory or not self.stages):
             return False
         dir_fd = self.dirs.fd(parent.upper)
-        if node.lookups or node.opens:
-            if self.fs.pins >= self.fs.most_pins:
-                return False
-            pinned = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-            if pinned < 0:
-                return False
+        if not self._pin(node, dir_fd, name, &pinned):
+            return False
         if whiteout:
             number = self._put_whiteout(dir_fd, name)
         elif unlinkat(dir_fd, name, AT_REMOVEDIR if directory else 0) != 0:
@@ -296,26 +308,84 @@ cdef class Direct:
         after_removal(self.fs, node, parent, name, pinned)
         return True
 
-    cdef bint _hide(self, Node node, Node parent, bytes name) except -1:
-        """Put a whiteout over a file of one lower layer that has no other name; False leaves it to core."""
+    cdef bint rename(self, Node old_parent, bytes old_name, Node new_parent, bytes new_name) except -1:
+        """Give a file another name, free or that of another such file, which is replaced; False leaves it to core.
+
+        Nothing of a lower layer may show through where it was.
+        """
+        cdef Node node, replaced
+        cdef int old_fd, new_fd, failed
+        cdef int pinned = -1
+        if not self._is_writable(old_parent) or not self._is_writable(new_parent) or old_parent.children is None:
+            return False
+        node = old_parent.children.get(old_name)
+        if node is None or node.kind == DIRECTORY or not self._is_here(node, old_parent, old_name):
+            return False
+        if len(new_name) > NAME_MAX or old_name.startswith(b".wh.") or new_name.startswith(b".wh."):
+            return False
+        if old_parent is not new_parent and new_parent.upper not in self.fs.impure:
+            return False
+        if old_parent.below is not None and lower_positive(self.fs, old_parent, old_name):
+            return False
+        replaced = new_parent.children.get(new_name) if new_parent.children is not None else None
+        if replaced is not None and (replaced is node or not self._may_go(replaced, new_parent, new_name)):
+            return False
+        old_fd, new_fd = self.dirs.fd(old_parent.upper), self.dirs.fd(new_parent.upper)
+        if replaced is not None and replaced.upper is not None and not self._pin(replaced, new_fd, new_name, &pinned):
+            return False
+        if replaced is None:
+            # What is there unbeknown, as a whiteout, is core's.
+            failed = renameat2(old_fd, old_name, new_fd, new_name, RENAME_NOREPLACE)
+        else:
+            failed = renameat(old_fd, old_name, new_fd, new_name)
+        if failed:
+            if pinned >= 0:
+                close(pinned)
+            return False
+        if replaced is not None:
+            after_removal(self.fs, replaced, new_parent, new_name, pinned)
+        moved(node, old_parent, old_name, new_parent, new_name)
+        return True
+
+    cdef bint _is_writable(self, Node parent):
+        """Whether names can be changed in a directory as it is in the upper layer."""
+        return self.on and parent.upper is not None and parent.pinned < 0 and not parent.removed
+
+    cdef bint _is_here(self, Node node, Node parent, bytes name):
+        """Whether an object is one of the upper layer alone that has this name there."""
+        return self._is_own(node) and node.upper.parent is parent.upper and node.upper.name == name
+
+    cdef bint _may_go(self, Node node, Node parent, bytes name) except -1:
+        """Whether the only name of a file can go without anything being noted elsewhere."""
+        if node.kind == DIRECTORY:
+            return False
+        return self._is_here(node, parent, name) if node.upper is not None else self._is_single(node)
+
+    cdef bint _is_single(self, Node node) except -1:
+        """Whether a file of one lower layer has no other name, which would be counted in the index from now on."""
         cdef Real real
         cdef stat st
-        if (
-            not self.stages
-            or node.kind == DIRECTORY
-            or type(node.below) is not Real
-            or node.removed
-            or node.indexed
-            or node.metacopy
-            or node.aliases is not None
-            or self.work.whiteout_fd < 0
-        ):
+        if type(node.below) is not Real or node.removed or node.indexed or node.metacopy or node.aliases is not None:
             return False
         real = <Real>node.below
-        if real.parent is None:
+        return (
+            real.parent is not None
+            and fstatat(self.dirs.fd(real.parent), real.name, &st, AT_SYMLINK_NOFOLLOW) == 0
+            and st.st_nlink == 1
+        )
+
+    cdef bint _pin(self, Node node, int dir_fd, bytes name, int* pinned) except -1:
+        """Open what is about to lose its name, if the kernel refers to it; False where that can't be."""
+        if not node.lookups and not node.opens:
+            return True
+        if self.fs.pins >= self.fs.most_pins:
             return False
-        # Of one with more names, those that are left are counted in the index.
-        if fstatat(self.dirs.fd(real.parent), real.name, &st, AT_SYMLINK_NOFOLLOW) != 0 or st.st_nlink > 1:
+        pinned[0] = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        return pinned[0] >= 0
+
+    cdef bint _hide(self, Node node, Node parent, bytes name) except -1:
+        """Put a whiteout over a file of one lower layer that has no other name; False leaves it to core."""
+        if not self.stages or node.kind == DIRECTORY or self.work.whiteout_fd < 0 or not self._is_single(node):
             return False
         if linkat(self.work.whiteout_fd, b"", self.dirs.fd(parent.upper), name, AT_EMPTY_PATH) != 0:
             return False

@@ -152,6 +152,10 @@ cdef Py_ssize_t rename(Session s, Request r, uint64_t new_id, uint32_t flags) ex
     cdef uint64_t old_id = r.nodeid
     old_name = r.entry_name()
     new_name = r.entry_name()
+    if not flags and s.direct.rename(s.node(old_id), old_name, s.node(new_id), new_name):
+        s.listings.removed(old_id, old_name)
+        s.listings.drop(new_id)
+        return 0
 
     def finish(session, request, value):
         if not flags & 2:  # RENAME_EXCHANGE

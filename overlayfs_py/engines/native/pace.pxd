@@ -10,19 +10,26 @@ cdef enum:
 cdef class Pace(Background):
     # cpu_dma_latency, through which the kernel is told; -1 where it never is.
     cdef int fd
+    cdef int fuse_fd
     # How many requests have come, and when LOOK of them had last, in nanoseconds.
     cdef uint64_t count
     cdef int64_t looked
     # Whether the thread is to tell the kernel, and goes on until few requests come.
     cdef bint busy
-    # Whether one thread is to fetch requests alone, how many wait for one at the moment, and until when all are to.
+    # Whether one thread is to fetch requests alone, how many wait for one at the moment, and until when all are to, and
+    # for how long by then.
     cdef bint alone
     cdef int fetching
     cdef int64_t shared_until
+    cdef int64_t shared
     # How many of the last looks found another request waiting.
     cdef int waiting
     cdef bint many_processors
-    cdef pthread_cond_t shared
+    # How sure it is that the next request comes at once: that is looked for where this is above 0. Below, it counts what
+    # has been slept for since.
+    cdef int hopes
+    # What those wait for that stand by.
+    cdef pthread_cond_t others
 
     cdef inline note(self):
         """Note that a request has come."""
@@ -32,9 +39,12 @@ cdef class Pace(Background):
 
     cdef void fetch(self) noexcept nogil
     cdef void fetched(self) noexcept nogil
+    cdef bint is_worth_looking(self) noexcept nogil
+    cdef void looked_in_vain(self, bint in_vain) noexcept nogil
     cdef void leave(self) noexcept nogil
-    cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil
+    cdef void took(self, int64_t nanoseconds, size_t size) noexcept nogil
     cdef void _share(self) noexcept nogil
+    cdef void _share_a_while(self) noexcept nogil
     cdef _look(self)
     cdef bint _tell(self, int latency) noexcept nogil
 

@@ -9,7 +9,7 @@ When the daemon ends, whichever way, the kernel takes it back.
 
 With several threads waiting, the kernel wakes the one that has waited longest, so that each request comes to another
 one, on another processor, which then waits for the interpreter. One alone takes a third less time, even for several
-clients. The others stand by, and are called where a request takes long, where more requests are always waiting and there
+clients. For some microseconds it looks for the next request before it sleeps, as long as that mostly comes so soon. The others stand by, and are called where a request takes long, where more requests are always waiting and there
 are processors for them, and when requests come slower.
 
 Both are decided by a thread that needs no interpreter.
@@ -51,12 +51,19 @@ cdef enum:
     PERIOD = 3_000_000
     MANY = 12
 
-    # A request that takes more time is not to keep others waiting, nor one with more bytes: for so long all fetch some.
+    # A request that takes more time is not to keep others waiting, nor one with more bytes: for so long all fetch some,
+    # at first, and at most where it happens again and again.
     LONG = 200_000
     LARGE = 64 << 10
+    BRIEFLY = 10_000_000
     SHARED = 100_000_000
     # So many looks in a row that find a request waiting show more than one thread can serve.
     CROWD = 8
+
+    # Looking for the next request: one that comes raises hope by one, to this at most, and one that doesn't lowers it by
+    # two. Without hope so many requests are slept for, and then there is another look.
+    MOST_HOPES = 8
+    OFF = 200
 
     NO_LIMIT = -1
 
@@ -66,22 +73,27 @@ cdef class Pace(Background):
 
     def __cinit__(self):
         self.fd = -1
-        pthread_cond_init(&self.shared, NULL)
+        self.hopes = MOST_HOPES
+        pthread_cond_init(&self.others, NULL)
 
-    def __init__(self, fd):
-        """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all."""
+    def __init__(self, fd, fuse_fd):
+        """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all.
+
+        Requests come through `fuse_fd`.
+        """
         self.fd = fd
+        self.fuse_fd = fuse_fd
         self.many_processors = len(os.sched_getaffinity(0)) > 2
 
     def __dealloc__(self):
-        pthread_cond_destroy(&self.shared)
+        pthread_cond_destroy(&self.others)
 
     cdef void fetch(self) noexcept nogil:
         """Before a request is fetched: wait while another thread does that, and is to do so alone."""
         if self.alone and load(&self.fetching) > 0:
             pthread_mutex_lock(&self.mutex)
             while self.alone:
-                pthread_cond_wait(&self.shared, &self.mutex)
+                pthread_cond_wait(&self.others, &self.mutex)
             pthread_mutex_unlock(&self.mutex)
         add(&self.fetching, 1)
 
@@ -89,31 +101,49 @@ cdef class Pace(Background):
         """After it."""
         add(&self.fetching, -1)
 
+    cdef bint is_worth_looking(self) noexcept nogil:
+        """Whether the next request is likely to come at once, so that to look for it is quicker than to sleep."""
+        if self.hopes <= 0:
+            self.hopes -= 1
+        if self.hopes < -OFF:
+            self.hopes = 1
+        return self.hopes > 0
+
+    cdef void looked_in_vain(self, bint in_vain) noexcept nogil:
+        """Note what came of that."""
+        self.hopes = max(self.hopes - 2, 0) if in_vain else min(self.hopes + 1, MOST_HOPES)
+
     cdef void leave(self) noexcept nogil:
         """Fetch no more, as the connection has ended: those that stand by are to find out, too."""
         pthread_mutex_lock(&self.mutex)
         self.ended = True
         self.alone = False
-        pthread_cond_broadcast(&self.shared)
+        pthread_cond_broadcast(&self.others)
         pthread_mutex_unlock(&self.mutex)
 
-    cdef void took(self, int64_t nanoseconds, size_t size, int fuse_fd) noexcept nogil:
+    cdef void took(self, int64_t nanoseconds, size_t size) noexcept nogil:
         """Note how long a request took that is about to be answered, and its bytes; call the others where such ones
         keep some waiting. Whoever asks for one thing after the other has nothing waiting before it is answered."""
-        if size > LARGE or (nanoseconds > LONG and is_waiting(fuse_fd)):
+        if size > LARGE or (nanoseconds > LONG and is_waiting(self.fuse_fd)):
             self._share()
         elif self.many_processors and self.count % LOOK == 0:
-            self.waiting = self.waiting + 1 if is_waiting(fuse_fd) else 0
+            self.waiting = self.waiting + 1 if is_waiting(self.fuse_fd) else 0
             if self.waiting == CROWD:
                 self.waiting = 0
                 self._share()
 
     cdef void _share(self) noexcept nogil:
         pthread_mutex_lock(&self.mutex)
-        self.shared_until = monotonic() + SHARED
+        self._share_a_while()
         self.alone = False
-        pthread_cond_broadcast(&self.shared)
+        pthread_cond_broadcast(&self.others)
         pthread_mutex_unlock(&self.mutex)
+
+    cdef void _share_a_while(self) noexcept nogil:
+        """Have all fetch requests, for longer where they had to a moment ago; under the mutex."""
+        cdef int64_t now = monotonic()
+        self.shared = min(2 * self.shared, SHARED) if now - self.shared_until < SHARED else BRIEFLY
+        self.shared_until = now + self.shared
 
     cdef _look(self):
         """See whether requests follow one another, and wake the thread if so."""
@@ -149,11 +179,11 @@ cdef class Pace(Background):
                     nanosleep(&period, NULL)
                     pthread_mutex_lock(&self.mutex)
                 self._tell(NO_LIMIT)
-            if load(&self.fetching) == 0:
-                # The only one that would is held up, and may be so again.
-                self.shared_until = monotonic() + SHARED
+            if load(&self.fetching) == 0 and is_waiting(self.fuse_fd):
+                # The only one that would fetch it is held up, and may be so again.
+                self._share_a_while()
             self.alone = self.busy = False
-            pthread_cond_broadcast(&self.shared)
+            pthread_cond_broadcast(&self.others)
         pthread_mutex_unlock(&self.mutex)
 
     cdef bint _tell(self, int latency) noexcept nogil:

@@ -189,7 +189,7 @@ cdef class Session:
         self.warm = Warm(self.plain)
         self.closing = Closing()
         fs.close_later = self.closing.later
-        self.pace = Pace(machine.open_latency(fs.config.cpu_latency))
+        self.pace = Pace(machine.open_latency(fs.config.cpu_latency), fuse_fd)
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)
