@@ -46,6 +46,7 @@ cdef class Pace(Background):
     cdef void _share(self) noexcept nogil
     cdef void _share_a_while(self) noexcept nogil
     cdef _look(self)
+    cdef void _call_others(self) noexcept nogil
     cdef bint _tell(self, int latency) noexcept nogil
 
 

@@ -46,10 +46,11 @@ cdef extern from "<poll.h>" nogil:
 
 cdef enum:
     # All times are in nanoseconds. LOOK requests come in less than this if each follows the one before.
-    SOON = 2_400_000
-    # Between two looks whether they still do, and how many come meanwhile if so.
+    SOON = 6_400_000
+    # Between two looks whether they still do. After so many in a row that find less than so many they no longer do.
     PERIOD = 3_000_000
-    MANY = 12
+    QUIET = 3
+    FEW = 4
 
     # A request that takes more time is not to keep others waiting, nor one with more bytes: for so long all fetch some,
     # at first, and at most where it happens again and again.
@@ -164,6 +165,7 @@ cdef class Pace(Background):
         """Tell the kernel when requests begin to follow one another, and when they no longer do; until the end."""
         cdef timespec period
         cdef uint64_t before
+        cdef int quiet
         period.tv_sec, period.tv_nsec = 0, PERIOD
         pthread_mutex_lock(&self.mutex)
         while not self.ended:
@@ -171,20 +173,28 @@ cdef class Pace(Background):
                 pthread_cond_wait(&self.changed, &self.mutex)
                 continue
             if self._tell(0):
-                before = self.count - MANY
-                while not self.ended and self.count - before >= MANY:
+                quiet = 0
+                while not self.ended and quiet < QUIET:
                     before = self.count
                     self.alone = monotonic() > self.shared_until
                     pthread_mutex_unlock(&self.mutex)
                     nanosleep(&period, NULL)
                     pthread_mutex_lock(&self.mutex)
+                    quiet = quiet + 1 if self.count - before < FEW else 0
+                    if self.count == before and load(&self.fetching) == 0:
+                        self._call_others()
                 self._tell(NO_LIMIT)
-            if load(&self.fetching) == 0 and is_waiting(self.fuse_fd):
-                # The only one that would fetch it is held up, and may be so again.
-                self._share_a_while()
-            self.alone = self.busy = False
-            pthread_cond_broadcast(&self.others)
+            self.busy = False
+            self._call_others()
         pthread_mutex_unlock(&self.mutex)
+
+    cdef void _call_others(self) noexcept nogil:
+        """Have those that stand by fetch requests, too; under the mutex."""
+        if load(&self.fetching) == 0 and is_waiting(self.fuse_fd):
+            # The only one that would fetch it is held up, and may be so again.
+            self._share_a_while()
+        self.alone = False
+        pthread_cond_broadcast(&self.others)
 
     cdef bint _tell(self, int latency) noexcept nogil:
         """Tell the kernel how many microseconds a processor may take to wake, until it is told otherwise."""
