@@ -261,10 +261,7 @@ def _copy_up_file(fs: Overlay, node: Node, *, data: bool, size: int | None) -> S
         objects.check_kind(node, st)
         needed = st.st_size if size is None else min(size, st.st_size)
         bare = not data and fs.metacopy and st.st_size > 0
-        draft = fs.drafts.take(node, st)
-        if draft is not None and (bare or size is not None):
-            draft.close()
-            draft = None
+        draft = None if bare or size is not None else fs.drafts.take(node, lower, st)
         staged = draft or work.stage_file(0o600)
         try:
             if draft is not None:
@@ -341,8 +338,8 @@ def _copy_data(
     """
 
     # A few bytes without holes are copied faster than it takes to ask for more than a copy.
-    at_once = size <= min(IN_PLACE_BYTES, st.st_blocks * 512) and real.layer in fs.unshared
-    batch = fs.drafts.begin(node, real) if at_once and fs.sync else None
+    at_once = copying.goes_at_once(size, st) and real.layer in fs.unshared
+    batch = fs.drafts.begin(node, real) if at_once else None
 
     def run() -> None:
         if at_once:

@@ -442,6 +442,7 @@ def release(fs: Overlay, node: Node) -> None:
     fs.nodes.discard(node)
     fs.files.drop(node)
     fs.merged.drop(node)
+    fs.drafts.drop(node)
     nameless.let_go(fs, node)
     nameless.let_go_of_name(fs, node.upper)
     if node.kind == stat.S_IFDIR:

@@ -9,7 +9,7 @@ import stat
 
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core import ids, index, nameless
-from overlayfs_py.core.drafts import Drafts
+from overlayfs_py.core.drafts import MOST_OPEN, Drafts
 from overlayfs_py.core.export import Reopened
 from overlayfs_py.core.files import FileCache
 from overlayfs_py.core.ids import IdMap
@@ -139,7 +139,8 @@ class Overlay:
         config = self.config
         most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         # An eighth is left for what requests use for themselves.
-        eighth = max(0, most - engine - len(config.lowerdirs) - len(config.datadirs)) // 8
+        others = engine + MOST_OPEN + len(config.lowerdirs) + len(config.datadirs)
+        eighth = max(0, most - others) // 8
         self.dirs.limit = max(_LEAST_SHARE, 3 * eighth)
         self.files.limit = self.most_pins = max(_LEAST_SHARE, 2 * eighth)
 

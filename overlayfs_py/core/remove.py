@@ -193,6 +193,7 @@ def after_removal(
 ) -> None:
     """Tell memory that `name` no longer leads to `node`, which is kept as keep() said."""
     node.drop_name(parent, name)
+    fs.drafts.drop(node)
     if node.indexed:
         node.nlink -= 1
         index.drop_if_unused(fs, node)

@@ -39,6 +39,15 @@ _CLONE_IMPOSSIBLE = frozenset(
 _RANGE_IMPOSSIBLE = frozenset((errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY, errno.EPERM))
 
 
+AT_ONCE_BYTES = 64 << 10
+"""The most that copy_at_once is faster with."""
+
+
+def goes_at_once(size: int, st: os.stat_result) -> bool:
+    """Whether the first `size` bytes of a file with the attributes `st` are few and have no holes."""
+    return 0 < size <= min(AT_ONCE_BYTES, st.st_blocks * 512)
+
+
 def _never() -> bool:
     return False
 

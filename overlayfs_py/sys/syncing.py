@@ -7,7 +7,7 @@ import errno
 import os
 import struct
 
-from overlayfs_py.sys.libc import LIBC, last_error
+from overlayfs_py.sys.libc import LIBC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,13 +62,15 @@ class Syncs:
         """fsync(2) of each; the answer is what went wrong, in the same order. One user at a time."""
         outcome: list[OSError | None] = [None] * len(fds)
         begun = 0 if self._numbers is None else self._submit(self._numbers[2], fds[: self._most])
-        for index in range(begun, len(fds)):
+        by_hand = range(begun, len(fds))
+        if self._numbers is not None and begun and not self._wait(self._numbers[3], begun, outcome):
+            # What became of those that have been begun can't be told.
+            by_hand = range(len(fds))
+        for index in by_hand:
             try:
                 os.fsync(fds[index])
             except OSError as error:
                 outcome[index] = error
-        if self._numbers is not None and begun:
-            self._wait(self._numbers[3], begun, outcome)
         return outcome
 
     def _submit(self, number: int, fds: Sequence[int]) -> int:
@@ -81,27 +83,29 @@ class Syncs:
         addresses = (ctypes.c_void_p * len(fds))(*[first + index * _IOCB.size for index in range(len(fds))])
         return max(0, self._call(number, self._context, len(fds), addresses))
 
-    def _wait(self, number: int, begun: int, outcome: list[OSError | None]) -> None:
+    def _wait(self, number: int, begun: int, outcome: list[OSError | None]) -> bool:
+        """Note what became of those that have been begun; False where the kernel won't tell: the queue is gone then."""
         events = ctypes.create_string_buffer(begun * _EVENT.size)
         done = 0
         while done < begun:
             count = self._call(number, self._context, begun - done, begun - done, events, None)
             if count < 0:
-                error = last_error()
-                if error.errno != errno.EINTR:
-                    raise error
-                continue
+                if ctypes.get_errno() == errno.EINTR:
+                    continue
+                self.close()
+                return False
             for index, _, result, _ in _EVENT.iter_unpack(events.raw[: count * _EVENT.size]):
                 if result < 0:
                     outcome[index] = OSError(-result, os.strerror(-result))
             done += count
+        return True
 
     @staticmethod
     def _call(number: int, *arguments: object) -> int:
         return int(_syscall(ctypes.c_long(number), *arguments))
 
     def close(self) -> None:
-        """Give the queue back."""
+        """Give the queue back, when all that has been begun is done."""
         if self._numbers is not None:
             self._call(self._numbers[1], self._context)
             self._numbers = None

@@ -286,3 +286,64 @@ def test_an_overlay_without_unnamed_files_copies_none_in_advance(make: Maker, di
         rig.change(b"d/" + name, uid=77)
     assert isinstance(rig.fs.drafts, Drafts) and drafts(rig) == set()
     assert disk.waits == [1] * 10
+
+
+def test_empty_large_and_changed_files_between_small_ones_are_passed_by(make: Maker, disk: Disk) -> None:
+    kinds: dict[bytes, dict[str, Any]] = {b"a": {"data": b"small"}, b"e": {}, b"l": {"data": b"large" * 20_000}}
+    kinds |= {b"s": {"data": b"head", "size": 60_000}, b"u": {"data": b"changed before"}, b"z": {"data": b"small too"}}
+    names = [b"%02d%s" % (number, kind) for number in range(16) for kind in kinds]
+    rig = make(tuple(Node(b"d/" + name, **kinds[name[2:]]) for name in names))
+    for name in names:
+        rig.node(b"d/" + name)
+    for name in names:
+        if name.endswith(b"u"):
+            rig.write(b"d/" + name, b"C")
+    disk.waits.clear()
+    for name in names:
+        rig.change(b"d/" + name, uid=77)
+    # One for each of the large and of the sparse ones, few for all of the small.
+    assert len(disk.waits) < 32 + 16
+    for name in names:
+        kind = kinds[name[2:]]
+        data = bytes(kind.get("data", b"")).replace(b"changed before", b"Changed before")
+        assert rig.read(b"d/" + name) == data.ljust(int(kind.get("size", 0)), b"\0")
+        assert rig.attr(b"d/" + name).uid == 77
+
+
+def test_picking_files_after_a_long_run_soon_copies_none_along(make: Maker, disk: Disk) -> None:
+    rig = listed(make)
+    for name in NAMES[:20]:
+        rig.change(b"d/" + name, uid=77)
+    for name in NAMES[:40:-3]:
+        rig.change(b"d/" + name, uid=77)
+    assert disk.waits[-3:] == [1] * 3
+
+
+def test_the_draft_of_a_file_that_goes_is_given_up(make: Maker) -> None:
+    rig = listed(make)
+    begin(rig)
+    closed: list[int] = []
+    rig.fs.close_later = closed.append
+    removed, forgotten = (rig.fs.drafts.ready[rig.node(b"d/" + name)].staged.fd for name in (b"f04", b"f05"))
+    rig.unlink(b"d/f04")
+    assert closed == [removed]
+    rig.forget(rig.node(b"d/f05"))
+    assert closed == [removed, forgotten]
+    for fd in closed:
+        os.close(fd)
+
+
+def test_the_last_room_is_left_to_others(make: Maker, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fstatvfs
+
+    def nearly_full(fd: int) -> os.statvfs_result:
+        found = list(real(fd))
+        found[4] = (60 << 20) // found[1]
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "fstatvfs", nearly_full)
+    rig = listed(make)
+    for name in NAMES[:20]:
+        rig.change(b"d/" + name, uid=77)
+    assert drafts(rig) == set()
+    assert disk.waits == [1] * 20

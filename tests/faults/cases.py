@@ -106,14 +106,17 @@ def _take_draft(rig: Rig) -> None:
     """A copy whose data has been copied along with another one's."""
     _in_a_row(rig)
     first = rig.node(b"file")
+    rig.fs.drafts._find(first)
     batch = rig.fs.drafts.begin(first, first.lowers[0])
     if batch is not None:
+        done = False
         try:
             with contextlib.closing(rig.fs.writable().stage_file(0o600)) as staged:
                 batch.copy()
                 rig.fs.drafts.sync(batch, staged.fd)
+            done = True
         finally:
-            rig.fs.drafts.end(batch, done=True)
+            rig.fs.drafts.end(batch, done=done)
     rig.change(b"other", uid=77)
 
 

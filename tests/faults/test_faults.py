@@ -104,7 +104,7 @@ START = time.time_ns() - 10**10
 def bench(scratch: Path) -> Iterator[Bench]:
     base = scratch / "faults"
     base.mkdir()
-    mount(b"tmpfs", os.fsencode(base), b"tmpfs", MS_NOATIME, b"size=64m,mode=755")
+    mount(b"tmpfs", os.fsencode(base), b"tmpfs", MS_NOATIME, b"size=128m,mode=755")
     umask = os.umask(0o022)
     logging.disable(logging.WARNING)
     try:

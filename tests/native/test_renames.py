@@ -1,14 +1,19 @@
 """Files that are given other names, as the kernel's overlayfs gives them: what is to be seen, and what is stored."""
 
+import errno
 import os
+import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from overlayfs_py.core.ops import OPERATIONS
 from tests.conftest import Layers
+from tests.native import messages, wire
 from tests.native.test_whiteouts import shown
+from tests.native.wire import served
 from tests.support.mounts import Mount, kernel_mount, our_mount
 
 _SOURCES = ("new", "copied", "lower", "link", "linked", "removed")
@@ -106,7 +111,22 @@ def test_what_a_rename_replaces_can_be_read_and_written_on(layers: Layers, uring
         assert live.problems == []
 
 
-def test_a_name_made_behind_our_back_is_replaced_and_no_other_is_lost(layers: Layers, uring: str) -> None:
+def test_files_of_the_upper_layer_are_renamed_without_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages.lay_out(tmp_path)
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EDOM, os.strerror(errno.EDOM))
+
+    with served(tmp_path) as client:
+        for name in (b"old", b"replaced"):
+            assert client.ask(wire.MKNOD, 1, struct.pack("=IIII", 0o100644, 0, 0, 0) + name + b"\0").error == 0
+        monkeypatch.setitem(OPERATIONS, "rename", refuse)
+        for source, target in ((b"old", b"free"), (b"free", b"replaced"), (b"replaced", b"old")):
+            assert client.ask(wire.RENAME, 1, struct.pack("=Q", 1) + source + b"\0" + target + b"\0").error == 0
+        assert client.ask(wire.RENAME, 1, struct.pack("=Q", 1) + b"none\0free\0").error == errno.EDOM
+
+
+def test_a_name_made_behind_our_back_is_replaced(layers: Layers, uring: str) -> None:
     with our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, f"engine=native,uring={uring}"):
         (layers.mnt / "new").write_text("new")
         assert not (layers.mnt / "target").exists()

@@ -119,6 +119,25 @@ def test_an_interrupted_wait_goes_on(files: list[int], monkeypatch: pytest.Monke
     syncs.close()
 
 
+def test_where_the_kernel_will_not_tell_all_are_synced_again(
+    files: list[int], one_by_one: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(MANY)
+    real = syncing._syscall
+
+    def call(number: ctypes.c_long, *arguments: Any) -> int:
+        return refused(0) if len(arguments) == 5 else int(real(number, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(syncing, "_syscall", call)
+        assert numbers(syncs.sync(files)) == [None] * MANY
+    assert one_by_one == files
+    # No answer of then is taken for one of now.
+    assert numbers(syncs.sync(files[:3])) == [None] * 3
+    assert one_by_one == files + files[:3]
+    syncs.close()
+
+
 def test_queues_are_given_back() -> None:
     in_use = Path("/proc/sys/fs/aio-nr")
     limit = int(Path("/proc/sys/fs/aio-max-nr").read_text())

@@ -35,6 +35,7 @@ from _thread import start_new_thread
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines import machine
+from overlayfs_py.engines.native.closing import CLOSED_LATER
 from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.session import UNSUPPORTED, Session
 from overlayfs_py.engines.native.uring import Ring
@@ -160,7 +161,7 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
                 descriptors.append(clone(fuse_fd))
                 loops.append(Channel(session, descriptors[-1]).serve)
         # There may be hundreds: one a processor.
-        overlay.share_descriptors(len(descriptors) + len(rings))
+        overlay.share_descriptors(len(descriptors) + len(rings) + CLOSED_LATER)
         _run(loops)
     finally:
         session.close()

@@ -2,7 +2,7 @@ from overlayfs_py.engines.native.background cimport Background
 
 cdef enum:
     # Descriptors that wait to be closed, at most.
-    ROOM = 64
+    ROOM = 32
 
 
 cdef class Closing(Background):

@@ -17,6 +17,9 @@ cdef enum:
     # Nanoseconds in which more of them may come.
     PAUSE = 2_000_000
 
+# Descriptors that may be open beyond those who are counted: those that wait, and those that are being closed.
+CLOSED_LATER = 2 * ROOM
+
 
 cdef class Closing(Background):
     """The descriptors of one mount that are closed later."""

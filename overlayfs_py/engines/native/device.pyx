@@ -193,8 +193,10 @@ cdef class Channel:
         cdef Py_ssize_t count
         cdef int64_t until
         cdef pollfd file
-        if pace.alone != self.looks and fcntl(self.fd, F_SETFL, O_NONBLOCK if pace.alone else 0) == 0:
-            self.looks = pace.alone
+        # Read once, as other threads change it.
+        cdef bint alone = pace.alone
+        if alone != self.looks and fcntl(self.fd, F_SETFL, O_NONBLOCK if alone else 0) == 0:
+            self.looks = alone
         count = read(self.fd, inward, capacity)
         if not self.looks or count >= 0 or c_errno != EAGAIN:
             return count
@@ -203,9 +205,9 @@ cdef class Channel:
             while monotonic() < until:
                 count = read(self.fd, inward, capacity)
                 if count >= 0 or c_errno != EAGAIN:
-                    pace.looked_in_vain(False)
+                    pace.has_looked(True)
                     return count
-            pace.looked_in_vain(True)
+            pace.has_looked(False)
         file.fd, file.events = self.fd, POLLIN
         poll(&file, 1, -1)
         return read(self.fd, inward, capacity)

@@ -309,9 +309,9 @@ cdef class Direct:
         return True
 
     cdef bint rename(self, Node old_parent, bytes old_name, Node new_parent, bytes new_name) except -1:
-        """Give a file another name, free or that of another such file, which is replaced; False leaves it to core.
+        """Give a file of the upper layer another name; False leaves it to core.
 
-        Nothing of a lower layer may show through where it was.
+        What it replaces is such a file, too, or one of a lower layer. None may show through where it was.
         """
         cdef Node node, replaced
         cdef int old_fd, new_fd, failed

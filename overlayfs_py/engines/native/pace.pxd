@@ -40,7 +40,7 @@ cdef class Pace(Background):
     cdef void fetch(self) noexcept nogil
     cdef void fetched(self) noexcept nogil
     cdef bint is_worth_looking(self) noexcept nogil
-    cdef void looked_in_vain(self, bint in_vain) noexcept nogil
+    cdef void has_looked(self, bint found) noexcept nogil
     cdef void leave(self) noexcept nogil
     cdef void took(self, int64_t nanoseconds, size_t size) noexcept nogil
     cdef void _share(self) noexcept nogil

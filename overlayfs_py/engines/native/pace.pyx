@@ -9,8 +9,9 @@ When the daemon ends, whichever way, the kernel takes it back.
 
 With several threads waiting, the kernel wakes the one that has waited longest, so that each request comes to another
 one, on another processor, which then waits for the interpreter. One alone takes a third less time, even for several
-clients. For some microseconds it looks for the next request before it sleeps, as long as that mostly comes so soon. The others stand by, and are called where a request takes long, where more requests are always waiting and there
-are processors for them, and when requests come slower.
+clients. For some microseconds it looks for the next request before it sleeps, as long as that mostly comes so soon. The
+others stand by, and are called where a request takes long while another one waits, where more requests are always waiting
+and there are processors for them, where the one is held up, and when requests come slower.
 
 Both are decided by a thread that needs no interpreter.
 
@@ -47,10 +48,10 @@ cdef extern from "<poll.h>" nogil:
 cdef enum:
     # All times are in nanoseconds. LOOK requests come in less than this if each follows the one before.
     SOON = 6_400_000
-    # Between two looks whether they still do. After so many in a row that find less than so many they no longer do.
+    # Between two looks whether they still do, which is so if in so many periods together so many have come.
     PERIOD = 3_000_000
-    QUIET = 3
-    FEW = 4
+    LOOKS = 3
+    MANY = 16
 
     # A request that takes more time is not to keep others waiting, nor one with more bytes: for so long all fetch some,
     # at first, and at most where it happens again and again.
@@ -110,9 +111,9 @@ cdef class Pace(Background):
             self.hopes = 1
         return self.hopes > 0
 
-    cdef void looked_in_vain(self, bint in_vain) noexcept nogil:
+    cdef void has_looked(self, bint found) noexcept nogil:
         """Note what came of that."""
-        self.hopes = max(self.hopes - 2, 0) if in_vain else min(self.hopes + 1, MOST_HOPES)
+        self.hopes = min(self.hopes + 1, MOST_HOPES) if found else max(self.hopes - 2, 0)
 
     cdef void leave(self) noexcept nogil:
         """Fetch no more, as the connection has ended: those that stand by are to find out, too."""
@@ -129,7 +130,7 @@ cdef class Pace(Background):
             self._share()
         elif self.many_processors and self.count % LOOK == 0:
             self.waiting = self.waiting + 1 if is_waiting(self.fuse_fd) else 0
-            if self.waiting == CROWD:
+            if self.waiting >= CROWD:
                 self.waiting = 0
                 self._share()
 
@@ -165,7 +166,9 @@ cdef class Pace(Background):
         """Tell the kernel when requests begin to follow one another, and when they no longer do; until the end."""
         cdef timespec period
         cdef uint64_t before
-        cdef int quiet
+        cdef uint64_t counts[LOOKS]
+        cdef int look
+        cdef bint held_up
         period.tv_sec, period.tv_nsec = 0, PERIOD
         pthread_mutex_lock(&self.mutex)
         while not self.ended:
@@ -173,15 +176,18 @@ cdef class Pace(Background):
                 pthread_cond_wait(&self.changed, &self.mutex)
                 continue
             if self._tell(0):
-                quiet = 0
-                while not self.ended and quiet < QUIET:
-                    before = self.count
-                    self.alone = monotonic() > self.shared_until
+                for look in range(LOOKS):
+                    counts[look] = self.count - MANY
+                look, held_up = 0, False
+                while not self.ended and self.count - counts[look] >= MANY:
+                    counts[look] = before = self.count
+                    look = (look + 1) % LOOKS
+                    self.alone = not held_up and monotonic() > self.shared_until
                     pthread_mutex_unlock(&self.mutex)
                     nanosleep(&period, NULL)
                     pthread_mutex_lock(&self.mutex)
-                    quiet = quiet + 1 if self.count - before < FEW else 0
-                    if self.count == before and load(&self.fetching) == 0:
+                    held_up = self.count == before and load(&self.fetching) == 0
+                    if held_up:
                         self._call_others()
                 self._tell(NO_LIMIT)
             self.busy = False
