@@ -17,7 +17,7 @@ from overlayfs_py.core.requests import Job, Steps
 from overlayfs_py.core.work import Staged
 from overlayfs_py.journal import Journal
 from overlayfs_py.records import TYPE_CHECKING
-from overlayfs_py.sys import copying, files, syncing, xattrs
+from overlayfs_py.sys import copying, files, xattrs
 from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _link_up(fs: Overlay, node: Node, parent: Node, name: bytes) -> None:
         _, st = lookup.lower_entries(fs, parent.lowers, name)
         before = os.fstat(fs.dir_fd(parent))
         index.link_up(fs, node, parent, name, lower_nlink=st.st_nlink if st is not None else node.nlink)
-        mark_impure_once(fs, parent)
+        mark_impure(fs, parent)
         restore_times(fs, parent, before)
 
 
@@ -131,7 +131,7 @@ def _copy_up_dir(fs: Overlay, node: Node) -> None:
 
 def _publish(fs: Overlay, staged: Staged, parent: Node, name: bytes) -> None:
     """Make a finished copy visible as `name`; the parent's times stay, as nothing in it seems to change."""
-    dir_fd = mark_impure_once(fs, parent)
+    dir_fd = mark_impure(fs, parent)
     before = os.fstat(dir_fd)
     staged.publish(dir_fd, name)
     restore_times(fs, parent, before)
@@ -148,22 +148,20 @@ def restore_times(fs: Overlay, parent: Node, before: os.stat_result) -> None:
         log.warning("the times of %s could not be kept: %s", os.fsdecode(parent.name), error.strerror)
 
 
-def mark_impure_once(fs: Overlay, parent: Node) -> int:
-    """As mark_impure, asking the disk only once; returns the descriptor of the directory's upper part."""
+def mark_impure(fs: Overlay, parent: Node) -> int:
+    """Note on an upper directory that it holds copies: the kernel then asks for their origins when listing it.
+
+    The disk is asked only once; the answer is the descriptor of the directory's upper part.
+    """
     dir_fd = fs.dir_fd(parent)
     assert parent.upper is not None
     if parent.upper not in fs.impure:
-        mark_impure(fs, dir_fd)
+        if fs.marks.impure not in xattrs.flist(dir_fd):
+            xattrs.fset(dir_fd, fs.marks.impure, b"y")
         if len(fs.impure) >= _REMEMBERED:
             fs.impure.clear()
         fs.impure.add(parent.upper)
     return dir_fd
-
-
-def mark_impure(fs: Overlay, dir_fd: int) -> None:
-    """Note on an upper directory that it holds copies: the kernel then asks for their origins when listing it."""
-    if fs.marks.impure not in xattrs.flist(dir_fd):
-        xattrs.fset(dir_fd, fs.marks.impure, b"y")
 
 
 def _set_origin(fs: Overlay, staged: Staged, origin: bytes | None) -> None:
@@ -345,9 +343,7 @@ def _copy_data(
         if at_once:
             copying.copy_at_once(source, target, size)
             if batch is not None:
-                syncing.begin(target)
-                batch.copy()
-                fs.drafts.sync(batch, target)
+                batch.run(target)
                 return
         elif copying.copy_data(source, target, size, 0, job.unwanted, to_be_synced=fs.sync):
             return

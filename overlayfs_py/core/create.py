@@ -146,7 +146,7 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
             xattrs.fset(fd, fs.marks.literal, b"y")
     if node.metacopy:
         _set_metacopy_redirect(fs, node)
-    copyup.mark_impure(fs, fs.dir_fd(parent))
+    copyup.mark_impure(fs, parent)
     upper = objects.real_of(node)
     target, target_name = fs.dir_fd(parent), name
     if over_whiteout:

@@ -49,15 +49,34 @@ class Draft(NamedTuple):
 class Batch:
     """What one job copies in advance: files to try, by their names in one directory, and the drafts made of them."""
 
-    __slots__ = ("_dir_fd", "_files", "_work", "made")
+    __slots__ = ("_dir_fd", "_files", "_syncs", "_work", "made")
 
-    def __init__(self, work: Work, dir_fd: int, files: list[tuple[Node, bytes]]) -> None:
+    def __init__(self, work: Work, syncs: syncing.Syncs, dir_fd: int, files: list[tuple[Node, bytes]]) -> None:
         self._work = work
+        self._syncs = syncs
         self._dir_fd = dir_fd
         self._files = files
         self.made: list[tuple[Node, Draft]] = []
 
-    def copy(self) -> None:
+    def run(self, target: int) -> None:
+        """Sync a copy, the descriptor `target`, and the drafts made along with it, of which those stay that could be.
+
+        Raises what keeps the copy from it.
+        """
+        syncing.begin(target)
+        self._copy()
+        made, self.made = self.made, []
+        error, *errors = self._syncs.sync([target, *(draft.staged.fd for _, draft in made)])
+        for (node, draft), failed in zip(made, errors, strict=True):
+            if failed is None:
+                self.made.append((node, draft))
+            else:
+                # whoever asks for its copy is told
+                draft.staged.close()
+        if error is not None:
+            raise error
+
+    def _copy(self) -> None:
         """Copy the small ones, until one can't be."""
         try:
             if not self._has_room():
@@ -94,20 +113,6 @@ class Batch:
             return Draft(staged, _identity(st))
         finally:
             os.close(source)
-
-    def sync(self, fd: int, syncs: syncing.Syncs) -> None:
-        """Sync a copy and the drafts made along with it, of which those stay that could be; raises what keeps the copy
-        from it."""
-        made, self.made = self.made, []
-        error, *errors = syncs.sync([fd, *(draft.staged.fd for _, draft in made)])
-        for (node, draft), failed in zip(made, errors, strict=True):
-            if failed is None:
-                self.made.append((node, draft))
-            else:
-                # whoever asks for its copy is told
-                draft.staged.close()
-        if error is not None:
-            raise error
 
     def close(self) -> None:
         os.close(self._dir_fd)
@@ -211,8 +216,10 @@ class Drafts:
         except OSError:
             # no descriptor to be had, or the directory is gone: the copy itself tells
             return None
+        if self._syncs is None:
+            self._syncs = syncing.Syncs(1 + _MANY)
         self._under_way = True
-        return Batch(work, dir_fd, files)
+        return Batch(work, self._syncs, dir_fd, files)
 
     def _is_wanted(self, node: Node, parent: Node) -> bool:
         """Whether a file of a directory, as the kernel knows it, has its data in lower layers alone, and no draft."""
@@ -223,12 +230,6 @@ class Drafts:
             and (parent.children or {}).get(node.name) is node
             and node not in self.ready
         )
-
-    def sync(self, batch: Batch, fd: int) -> None:
-        """As Batch.sync, with the overlay's queue."""
-        if self._syncs is None:
-            self._syncs = syncing.Syncs(1 + _MANY)
-        batch.sync(fd, self._syncs)
 
     def end(self, batch: Batch, *, done: bool) -> None:
         """Keep what a batch has made, if it is `done`: on disk."""

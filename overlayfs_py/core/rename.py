@@ -139,9 +139,9 @@ def _prepare(fs: Overlay, old: _Place, new: _Place, *, exchange: bool) -> Steps[
         assert new.node is not None
         _mark_for_place(fs, new.node, new, old)
     if old.parent is not new.parent:
-        copyup.mark_impure_once(fs, new.parent)
+        copyup.mark_impure(fs, new.parent)
         if exchange:
-            copyup.mark_impure_once(fs, old.parent)
+            copyup.mark_impure(fs, old.parent)
 
 
 def _settle_dot_whiteout(fs: Overlay, place: _Place) -> None:

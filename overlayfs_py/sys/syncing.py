@@ -29,9 +29,7 @@ _sync_file_range = LIBC.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _sync_file_range.restype = ctypes.c_int
 
-
 _syscall = LIBC.syscall
-_syscall.restype = ctypes.c_long
 
 
 def begin(fd: int, offset: int = 0, size: int = 0) -> None:
@@ -59,18 +57,20 @@ class Syncs:
             self._numbers = None
 
     def sync(self, fds: Sequence[int]) -> list[OSError | None]:
-        """fsync(2) of each; the answer is what went wrong, in the same order. One user at a time."""
+        """fsync(2) of each; the answer is what went wrong, in the same order. One user at a time.
+
+        EIO for those of which the kernel doesn't tell what became.
+        """
         outcome: list[OSError | None] = [None] * len(fds)
         begun = 0 if self._numbers is None else self._submit(self._numbers[2], fds[: self._most])
-        by_hand = range(begun, len(fds))
-        if self._numbers is not None and begun and not self._wait(self._numbers[3], begun, outcome):
-            # What became of those that have been begun can't be told.
-            by_hand = range(len(fds))
-        for index in by_hand:
+        for index in range(begun, len(fds)):
             try:
                 os.fsync(fds[index])
             except OSError as error:
                 outcome[index] = error
+        if self._numbers is not None and begun and not self._wait(self._numbers[3], begun, outcome):
+            # A sync that failed is told once: another one of the same file would succeed.
+            outcome[:begun] = [OSError(errno.EIO, os.strerror(errno.EIO)) for _ in range(begun)]
         return outcome
 
     def _submit(self, number: int, fds: Sequence[int]) -> int:

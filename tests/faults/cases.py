@@ -112,8 +112,7 @@ def _take_draft(rig: Rig) -> None:
         done = False
         try:
             with contextlib.closing(rig.fs.writable().stage_file(0o600)) as staged:
-                batch.copy()
-                rig.fs.drafts.sync(batch, staged.fd)
+                batch.run(staged.fd)
             done = True
         finally:
             rig.fs.drafts.end(batch, done=done)

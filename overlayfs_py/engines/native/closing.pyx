@@ -1,8 +1,8 @@
 # cython: language_level=3, annotation_typing=False
 """Descriptors that another thread closes: the last one of a removed file gives its blocks back, and that takes long.
 
-It is a third of the time of removing a small file, and 0.1 s and more for a large one, for which the whole mount would
-wait: who forgets a node holds the session's lock.
+For a small file that takes longer than the removal of its name (17 and 10 µs on ext4), for one of 1 GiB 50 ms, and the
+whole mount would wait: who forgets a node holds the session's lock.
 """
 
 from libc.string cimport memcpy

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint32_t
 from posix.unistd cimport read, write
 
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.pace cimport Pace, monotonic
+from overlayfs_py.engines.native.pace cimport Pace, is_waiting, monotonic
 from overlayfs_py.engines.native.session cimport Request, Session, op_size
 
 from overlayfs_py.engines.native.direct import own_umask
@@ -25,14 +25,6 @@ _FUSE_DEV_IOC_CLONE = 0x8004E500
 cdef extern from "<fcntl.h>" nogil:
     int F_SETFL, O_NONBLOCK
     int fcntl(int fd, int command, ...)
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int POLLIN
-    int poll(pollfd* files, unsigned long count, int milliseconds)
 
 cdef enum:
     HEADROOM = 64 << 10
@@ -192,7 +184,6 @@ cdef class Channel:
         """Wait for a request, and read it; -1 and errno where there is none to be had."""
         cdef Py_ssize_t count
         cdef int64_t until
-        cdef pollfd file
         # Read once, as other threads change it.
         cdef bint alone = pace.alone
         if alone != self.looks and fcntl(self.fd, F_SETFL, O_NONBLOCK if alone else 0) == 0:
@@ -208,8 +199,7 @@ cdef class Channel:
                     pace.has_looked(True)
                     return count
             pace.has_looked(False)
-        file.fd, file.events = self.fd, POLLIN
-        poll(&file, 1, -1)
+        is_waiting(self.fd, -1)
         return read(self.fd, inward, capacity)
 
     cdef Buffers _buffers(self):

@@ -50,4 +50,5 @@ cdef class Pace(Background):
     cdef bint _tell(self, int latency) noexcept nogil
 
 
+cdef bint is_waiting(int fuse_fd, int milliseconds) noexcept nogil
 cdef int64_t monotonic() noexcept nogil

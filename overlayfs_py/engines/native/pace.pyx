@@ -126,10 +126,10 @@ cdef class Pace(Background):
     cdef void took(self, int64_t nanoseconds, size_t size) noexcept nogil:
         """Note how long a request took that is about to be answered, and its bytes; call the others where such ones
         keep some waiting. Whoever asks for one thing after the other has nothing waiting before it is answered."""
-        if size > LARGE or (nanoseconds > LONG and is_waiting(self.fuse_fd)):
+        if size > LARGE or (nanoseconds > LONG and is_waiting(self.fuse_fd, 0)):
             self._share()
         elif self.many_processors and self.count % LOOK == 0:
-            self.waiting = self.waiting + 1 if is_waiting(self.fuse_fd) else 0
+            self.waiting = self.waiting + 1 if is_waiting(self.fuse_fd, 0) else 0
             if self.waiting >= CROWD:
                 self.waiting = 0
                 self._share()
@@ -196,7 +196,7 @@ cdef class Pace(Background):
 
     cdef void _call_others(self) noexcept nogil:
         """Have those that stand by fetch requests, too; under the mutex."""
-        if load(&self.fetching) == 0 and is_waiting(self.fuse_fd):
+        if load(&self.fetching) == 0 and is_waiting(self.fuse_fd, 0):
             # The only one that would fetch it is held up, and may be so again.
             self._share_a_while()
         self.alone = False
@@ -214,11 +214,11 @@ cdef class Pace(Background):
             self.fd = -1
 
 
-cdef bint is_waiting(int fuse_fd) noexcept nogil:
-    """Whether there is a request to be fetched."""
+cdef bint is_waiting(int fuse_fd, int milliseconds) noexcept nogil:
+    """Whether there is a request to be fetched, or the end of the connection, at once or after so long; -1: in the end."""
     cdef pollfd file
     file.fd, file.events = fuse_fd, POLLIN
-    return poll(&file, 1, 0) == 1
+    return poll(&file, 1, milliseconds) == 1
 
 
 cdef int64_t monotonic() noexcept nogil:
