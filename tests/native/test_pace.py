@@ -213,39 +213,78 @@ def hammer(mnt: Path) -> Iterator[Callable[[], int]]:
     assert not looking.is_alive()
 
 
-def test_one_that_waits_for_its_disk_keeps_nobody_else_waiting(layers: Layers) -> None:
-    """While requests come right after one another one thread fetches them all; it may be that one which has to wait."""
+def goes_on(looked_up: Callable[[], int]) -> None:
+    wanted = looked_up() + 500
+    until(lambda: looked_up() >= wanted)
+
+
+@contextlib.contextmanager
+def own_disk(layers: Layers) -> Iterator[Path]:
+    """A directory on a disk of its own, which can be frozen: whoever writes to it then waits."""
     image, disk = layers.base / "image", layers.add("disk")
     with image.open("wb") as file:
         file.truncate(16 << 20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=_LIMIT)
     subprocess.run(["mount", "-o", "loop", image, disk], check=True, timeout=_LIMIT)
     try:
+        yield disk
+    finally:
+        umount(os.fsencode(disk))
+
+
+@contextlib.contextmanager
+def frozen(disk: Path) -> Iterator[None]:
+    descriptor = os.open(disk, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, _FIFREEZE, 0)
+        try:
+            yield
+        finally:
+            fcntl.ioctl(descriptor, _FITHAW, 0)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+@pytest.mark.parametrize("cpu_latency", ["on", "off"])
+@pytest.mark.parametrize("writers", [1, 6])
+def test_those_that_wait_for_their_disk_keep_nobody_else_waiting(
+    layers: Layers, writers: int, cpu_latency: str, processors: int
+) -> None:
+    """While requests come right after one another one thread fetches them all, and each may be one that has to wait."""
+    cpus = os.sched_getaffinity(0)
+    with own_disk(layers) as disk, contextlib.ExitStack() as stack:
         upper, work = disk / "upper", disk / "work"
         upper.mkdir()
         work.mkdir()
-        (upper / "f").write_bytes(b"before")
-        with our_mount(layers.mnt, [layers.lower], upper, work, "cpu_latency=on,uring=off"):
-            with hammer(layers.mnt) as looked_up, (layers.mnt / "f").open("r+b", buffering=0) as written:
-                writer = threading.Thread(target=written.write, args=(b"behind",))
-                frozen = os.open(disk, os.O_RDONLY)
-                try:
-                    fcntl.ioctl(frozen, _FIFREEZE, 0)
-                    try:
-                        until(lambda: looked_up() > 500)
-                        writer.start()
-                        time.sleep(0.1)
-                        before = looked_up()
-                        until(lambda: looked_up() > before + 500)
-                        assert writer.is_alive()
-                    finally:
-                        fcntl.ioctl(frozen, _FITHAW, 0)
-                finally:
-                    os.close(frozen)
-                writer.join(_LIMIT)
-            assert (upper / "f").read_bytes() == b"behind"
-    finally:
-        umount(os.fsencode(disk))
+        names = [f"f{number}" for number in range(writers)]
+        for name in names:
+            (upper / name).write_bytes(b"before")
+        os.sched_setaffinity(0, sorted(cpus)[:processors])
+        try:
+            options = f"cpu_latency={cpu_latency},uring=off"
+            stack.enter_context(our_mount(layers.mnt, [layers.lower], upper, work, options))
+        finally:
+            os.sched_setaffinity(0, cpus)
+        files = [stack.enter_context((layers.mnt / name).open("r+b", buffering=0)) for name in names]
+        threads = [threading.Thread(target=file.write, args=(b"behind",)) for file in files]
+        # Twice, as those that helped are to help again.
+        for _ in range(2):
+            with hammer(layers.mnt) as looked_up:
+                with frozen(disk):
+                    goes_on(looked_up)
+                    for thread in threads:
+                        thread.start()
+                    time.sleep(0.1)
+                    goes_on(looked_up)
+                    assert all(thread.is_alive() for thread in threads)
+                for thread in threads:
+                    thread.join(_LIMIT)
+                    assert not thread.is_alive()
+            assert {(upper / name).read_bytes() for name in names} == {b"behind"}
+            for file in files:
+                file.seek(0)
+            threads = [threading.Thread(target=file.write, args=(b"behind",)) for file in files]
 
 
 def test_a_busy_mount_ends_when_it_is_unmounted(layers: Layers) -> None:

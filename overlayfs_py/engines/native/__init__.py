@@ -37,6 +37,7 @@ from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.closing import CLOSED_LATER
 from overlayfs_py.engines.native.device import Channel, clone
+from overlayfs_py.engines.native.pace import MOST_HELPERS
 from overlayfs_py.engines.native.session import UNSUPPORTED, Session
 from overlayfs_py.engines.native.uring import Ring
 from overlayfs_py.errors import MountError
@@ -149,20 +150,32 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
     descriptors = [fuse_fd]
     rings = _rings_to_offer(overlay.config, fuse_fd)
     session = Session(overlay, fuse_fd, want_uring=bool(rings))
+    loops = Loops()
+
+    def further(*, helper: bool) -> Callable[[], None]:
+        descriptors.append(clone(fuse_fd))
+        return Channel(session, descriptors[-1], helper=helper).serve
+
     try:
         first = Channel(session, fuse_fd)
         first.greet()
         _check_agreement(overlay.config, session)
-        loops: list[Callable[[], None]] = [first.serve]
+        serving = [first.serve]
         if session.uring:
-            loops.extend(_serving(ring, session) for ring in rings)
+            serving.extend(_serving(ring, session) for ring in rings)
         else:
-            for _ in range(len(os.sched_getaffinity(0)) - 1):
-                descriptors.append(clone(fuse_fd))
-                loops.append(Channel(session, descriptors[-1]).serve)
+            # At least two, as one may be held up.
+            for _ in range(max(len(os.sched_getaffinity(0)), 2) - 1):
+                serving.append(further(helper=False))
+            session.pace.help_by(lambda: loops.start(further(helper=True)))
         # There may be hundreds: one a processor.
-        overlay.share_descriptors(len(descriptors) + len(rings) + CLOSED_LATER)
-        _run(loops)
+        overlay.share_descriptors(len(descriptors) + len(rings) + MOST_HELPERS + CLOSED_LATER)
+        for loop in serving:
+            loops.start(loop)
+        loops.wait()
+        session.pace.close()
+        # It may have begun a helper just then.
+        loops.wait()
     finally:
         session.close()
         for ring in rings:
@@ -188,22 +201,35 @@ def _serving(ring: Ring, session: Session) -> Callable[[], None]:
     return lambda: ring.serve(session)
 
 
-def _run(loops: list[Callable[[], None]]) -> None:
-    """Run each in a thread, until all have ended or one raises; that is raised here, and the others go on."""
-    errors: list[BaseException] = []
-    ended: SimpleQueue[None] = SimpleQueue()
+class Loops:
+    """Threads that serve until the connection ends."""
 
-    def run(loop: Callable[[], None]) -> None:
+    def __init__(self) -> None:
+        self._begun: list[Callable[[], None]] = []
+        self._errors: list[BaseException] = []
+        self._ended: SimpleQueue[None] = SimpleQueue()
+
+    def start(self, loop: Callable[[], None]) -> None:
+        """Run it in a thread; from any thread. Raises RuntimeError where there may be no more of them."""
+        self._begun.append(loop)
+        try:
+            start_new_thread(self._run, (loop,))
+        except RuntimeError:
+            self._begun.remove(loop)
+            raise
+
+    def _run(self, loop: Callable[[], None]) -> None:
         try:
             loop()
         except BaseException as error:  # noqa: BLE001 - raised by who waits for the threads
-            errors.append(error)
+            self._errors.append(error)
         finally:
-            ended.put(None)
+            self._ended.put(None)
 
-    for loop in loops:
-        start_new_thread(run, (loop,))
-    for _ in loops:
-        ended.get()
-        if errors:
-            raise errors[0]
+    def wait(self) -> None:
+        """Return when all have ended. Raises what one of them raises, at once, and then the others go on."""
+        while self._begun:
+            self._ended.get()
+            self._begun.pop()
+            if self._errors:
+                raise self._errors[0]

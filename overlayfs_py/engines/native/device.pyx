@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False
-"""Requests read from /dev/fuse and answered there: one thread and one cloned descriptor a CPU."""
+"""Requests read from /dev/fuse and answered there: one thread and one cloned descriptor a CPU, at least two."""
 
 import errno
 from fcntl import ioctl
@@ -108,14 +108,17 @@ cdef class Channel:
 
     cdef int fd
     cdef Session session
+    # Whether its thread is one that only fetches requests where nobody else does.
+    cdef bint helper
     # Whether its descriptor is one that is read without waiting (O_NONBLOCK).
     cdef bint looks
     # Buffers of requests that were answered later: to have new ones from the system takes long.
     cdef list spare
 
-    def __init__(self, Session session, int fd):
+    def __init__(self, Session session, int fd, *, bint helper=False):
         self.session = session
         self.fd = fd
+        self.helper = helper
         self.spare = []
 
     def greet(self):
@@ -147,7 +150,7 @@ cdef class Channel:
                 if refused:
                     count, number, began = -1, c_errno, 0
                 else:
-                    pace.fetch()
+                    pace.fetch(self.helper)
                     count = self._fetch(pace, r.inward, r.capacity)
                     number = c_errno
                     pace.fetched()

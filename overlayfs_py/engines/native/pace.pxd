@@ -31,13 +31,25 @@ cdef class Pace(Background):
     # What those wait for that stand by.
     cdef pthread_cond_t others
 
+    # Whether there are helpers, what begins one, and how many more there may be; whether somebody found that nobody
+    # fetches requests; how many helpers stand by, how many of them are called, and what they wait for.
+    cdef bint helped
+    cdef object begin
+    cdef int to_begin
+    cdef bint guarded
+    cdef int standing_by
+    cdef int called
+    cdef pthread_cond_t helpers
+
     cdef inline note(self):
         """Note that a request has come."""
         self.count += 1
         if self.fd >= 0 and not self.busy and self.count % LOOK == 0:
             self._look()
+        if self.helped and self.fetching == 0 and not self.busy and not self.guarded:
+            self._have_guarded()
 
-    cdef void fetch(self) noexcept nogil
+    cdef void fetch(self, bint helper) noexcept nogil
     cdef void fetched(self) noexcept nogil
     cdef bint is_worth_looking(self) noexcept nogil
     cdef void has_looked(self, bint found) noexcept nogil
@@ -46,6 +58,12 @@ cdef class Pace(Background):
     cdef void _share(self) noexcept nogil
     cdef void _share_a_while(self) noexcept nogil
     cdef _look(self)
+    cdef _have_guarded(self)
+    cdef void _keep_awake(self) noexcept nogil
+    cdef void _guard(self) noexcept nogil
+    cdef void _rest(self) noexcept nogil
+    cdef void _call_helper(self) noexcept nogil
+    cdef _begin_helper(self)
     cdef void _call_others(self) noexcept nogil
     cdef bint _tell(self, int latency) noexcept nogil
 

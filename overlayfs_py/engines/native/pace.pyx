@@ -13,7 +13,10 @@ clients. For some microseconds it looks for the next request before it sleeps, a
 others stand by, and are called where a request takes long while another one waits, where more requests are always waiting
 and there are processors for them, where the one is held up, and when requests come slower.
 
-Both are decided by a thread that needs no interpreter.
+All of them may be held up, by a disk that is slow to take what is written. Then helpers fetch requests, further threads
+that are begun when they are first needed, and stand by as soon as somebody else fetches.
+
+This is all decided by a thread that needs no interpreter.
 
 Source: Documentation/power/pm_qos_interface.rst, Documentation/virt/guest-halt-polling.rst.
 """
@@ -25,9 +28,11 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.unistd cimport write
 
 from overlayfs_py.engines.native.background cimport (
-    Background, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait, pthread_mutex_lock,
-    pthread_mutex_unlock
+    Background, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal, pthread_cond_wait,
+    pthread_mutex_lock, pthread_mutex_unlock
 )
+
+from overlayfs_py.journal import Journal
 
 cdef extern from *:
     """
@@ -44,6 +49,8 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int POLLIN
     int poll(pollfd* files, unsigned long count, int milliseconds)
+
+log = Journal(__name__)
 
 cdef enum:
     # All times are in nanoseconds. LOOK requests come in less than this if each follows the one before.
@@ -62,12 +69,18 @@ cdef enum:
     # So many looks in a row that find a request waiting show more than one thread can serve.
     CROWD = 8
 
+    # As many as libfuse has threads by default, less two.
+    HELPERS = 8
+
     # Looking for the next request: one that comes raises hope by one, to this at most, and one that doesn't lowers it by
     # two. Without hope so many requests are slept for, and then there is another look.
     MOST_HOPES = 8
     OFF = 200
 
     NO_LIMIT = -1
+
+MOST_HELPERS = HELPERS
+"""Threads, each with a descriptor, that there may be besides those that a mount begins with."""
 
 
 cdef class Pace(Background):
@@ -77,6 +90,7 @@ cdef class Pace(Background):
         self.fd = -1
         self.hopes = MOST_HOPES
         pthread_cond_init(&self.others, NULL)
+        pthread_cond_init(&self.helpers, NULL)
 
     def __init__(self, fd, fuse_fd):
         """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all.
@@ -88,14 +102,30 @@ cdef class Pace(Background):
         self.many_processors = len(os.sched_getaffinity(0)) > 2
 
     def __dealloc__(self):
+        pthread_cond_destroy(&self.helpers)
         pthread_cond_destroy(&self.others)
 
-    cdef void fetch(self) noexcept nogil:
-        """Before a request is fetched: wait while another thread does that, and is to do so alone."""
-        if self.alone and load(&self.fetching) > 0:
+    def help_by(self, begin):
+        """Have helpers where all that fetch requests are held up: `begin` starts a further one.
+
+        It may raise OSError or RuntimeError where it can't, and is called in a thread of its own.
+        """
+        self.begin, self.to_begin = begin, HELPERS
+        self.helped = True
+
+    cdef void fetch(self, bint helper) noexcept nogil:
+        """Before a request is fetched: wait while another thread does that, and is to do so alone, or this is a helper."""
+        if load(&self.fetching) > 0 and (helper or self.alone):
             pthread_mutex_lock(&self.mutex)
-            while self.alone:
-                pthread_cond_wait(&self.others, &self.mutex)
+            if helper:
+                self.standing_by += 1
+                while self.called == 0 and not self.ended:
+                    pthread_cond_wait(&self.helpers, &self.mutex)
+                self.standing_by -= 1
+                self.called = max(self.called - 1, 0)
+            else:
+                while self.alone:
+                    pthread_cond_wait(&self.others, &self.mutex)
             pthread_mutex_unlock(&self.mutex)
         add(&self.fetching, 1)
 
@@ -121,6 +151,7 @@ cdef class Pace(Background):
         self.ended = True
         self.alone = False
         pthread_cond_broadcast(&self.others)
+        pthread_cond_broadcast(&self.helpers)
         pthread_mutex_unlock(&self.mutex)
 
     cdef void took(self, int64_t nanoseconds, size_t size) noexcept nogil:
@@ -162,37 +193,88 @@ cdef class Pace(Background):
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
 
+    cdef _have_guarded(self):
+        """See whether it stays so that nobody fetches requests, in the thread."""
+        if self.ended or not self.begun():
+            self.helped = False
+            return
+        pthread_mutex_lock(&self.mutex)
+        self.guarded = True
+        pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
+
     cdef void work(self) noexcept nogil:
-        """Tell the kernel when requests begin to follow one another, and when they no longer do; until the end."""
-        cdef timespec period
-        cdef uint64_t before
-        cdef uint64_t counts[LOOKS]
-        cdef int look
-        cdef bint held_up
-        period.tv_sec, period.tv_nsec = 0, PERIOD
+        """What the thread does, until the end."""
         pthread_mutex_lock(&self.mutex)
         while not self.ended:
-            if not self.busy:
+            if self.busy:
+                self._keep_awake()
+            elif self.guarded:
+                self._guard()
+            else:
                 pthread_cond_wait(&self.changed, &self.mutex)
-                continue
-            if self._tell(0):
-                for look in range(LOOKS):
-                    counts[look] = self.count - MANY
-                look, held_up = 0, False
-                while not self.ended and self.count - counts[look] >= MANY:
-                    counts[look] = before = self.count
-                    look = (look + 1) % LOOKS
-                    self.alone = not held_up and monotonic() > self.shared_until
-                    pthread_mutex_unlock(&self.mutex)
-                    nanosleep(&period, NULL)
-                    pthread_mutex_lock(&self.mutex)
-                    held_up = self.count == before and load(&self.fetching) == 0
-                    if held_up:
-                        self._call_others()
-                self._tell(NO_LIMIT)
-            self.busy = False
-            self._call_others()
         pthread_mutex_unlock(&self.mutex)
+
+    cdef void _keep_awake(self) noexcept nogil:
+        """Tell the kernel that requests follow one another until they no longer do; under the mutex."""
+        cdef uint64_t before
+        cdef uint64_t counts[LOOKS]
+        cdef int look = 0
+        cdef bint alone, held_up = False
+        if self._tell(0):
+            for index in range(LOOKS):
+                counts[index] = self.count - MANY
+            while not self.ended and self.count - counts[look] >= MANY:
+                counts[look] = before = self.count
+                look = (look + 1) % LOOKS
+                self.alone = alone = not held_up and monotonic() > self.shared_until
+                self._rest()
+                held_up = self.count == before and load(&self.fetching) == 0
+                if held_up:
+                    self._call_others()
+                    if not alone:
+                        self._call_helper()
+            self._tell(NO_LIMIT)
+        self.busy = False
+        self.guarded = self.helped
+        self._call_others()
+
+    cdef void _guard(self) noexcept nogil:
+        """Call a helper where nobody fetches requests for a while; under the mutex."""
+        cdef uint64_t before = self.count
+        self._rest()
+        self.guarded = load(&self.fetching) == 0
+        if self.guarded and self.count == before:
+            self._call_helper()
+
+    cdef void _rest(self) noexcept nogil:
+        """Sleep for a period; under the mutex, which is free meanwhile."""
+        cdef timespec period
+        period.tv_sec, period.tv_nsec = 0, PERIOD
+        pthread_mutex_unlock(&self.mutex)
+        nanosleep(&period, NULL)
+        pthread_mutex_lock(&self.mutex)
+
+    cdef void _call_helper(self) noexcept nogil:
+        """Have one fetch requests if one is waiting; under the mutex, which is free meanwhile."""
+        if not self.helped or not is_waiting(self.fuse_fd, 0):
+            return
+        if self.called < self.standing_by:
+            self.called += 1
+            pthread_cond_signal(&self.helpers)
+        elif self.to_begin > 0:
+            self.to_begin -= 1
+            # Who has the interpreter may be waiting for the mutex.
+            pthread_mutex_unlock(&self.mutex)
+            with gil:
+                self._begin_helper()
+            pthread_mutex_lock(&self.mutex)
+
+    cdef _begin_helper(self):
+        try:
+            self.begin()
+        except (OSError, RuntimeError) as error:
+            log.warning("all threads that fetch requests are held up, and there is no further one: %s", error)
 
     cdef void _call_others(self) noexcept nogil:
         """Have those that stand by fetch requests, too; under the mutex."""
@@ -209,6 +291,7 @@ cdef class Pace(Background):
     def close(self):
         """End the thread, and take back what the kernel was told."""
         self.end()
+        self.helped, self.begin = False, None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,4 +1,5 @@
 from overlayfs_py.core.overlay import Overlay
+from overlayfs_py.engines.native.pace import Pace
 from overlayfs_py.engines.native.passthrough import Passthrough
 from overlayfs_py.engines.native.prune import Pruning
 
@@ -7,6 +8,7 @@ MAX_WRITE: int
 
 class Session:
     uring: bool
+    pace: Pace
     through: Passthrough
     pruning: Pruning
     minor: int | None
