@@ -19,6 +19,7 @@ NATIVE = (
     "overlayfs_py/engines/native/closing.pyx",
     "overlayfs_py/engines/native/ahead.pyx",
     "overlayfs_py/engines/native/pace.pyx",
+    "overlayfs_py/engines/native/pipes.pyx",
     "overlayfs_py/engines/native/warm.pyx",
     "overlayfs_py/engines/native/export.pyx",
     "overlayfs_py/engines/native/direct.pyx",

@@ -41,9 +41,14 @@ def python_as(uid: int, script: str, *words: AnyPath, gid: int | None = None) ->
 
 
 @contextlib.contextmanager
-def traced(pid: int, calls: Sequence[str], into: Path) -> Iterator[Callable[[], list[str]]]:
-    """Trace a process and its threads; the function given is the lines seen so far, complete once the block ends."""
+def traced(pid: int, calls: Sequence[str], into: Path, inject: str = "") -> Iterator[Callable[[], list[str]]]:
+    """Trace a process and its threads; the function given is the lines seen so far, complete once the block ends.
+
+    `inject` is what to do with some of these calls instead (strace(1), Tampering).
+    """
     words = ["strace", "-f", "-qq", "-e", f"trace={','.join(calls)}", "-o", os.fspath(into), "-p", str(pid)]
+    if inject:
+        words += ["-e", f"inject={','.join(calls)}:{inject}"]
     tracer = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: tracer.poll() is not None or all(_tracer(task) for task in _tasks(pid)))

@@ -11,6 +11,7 @@
 - ahead      directories read before a walk asks for them
 - warm       files that a disk is asked for before they are read
 - pace       what is done while requests come one right after the other
+- pipes      data that goes from a file to the kernel without being copied here
 - closing    descriptors that take long to close
 - direct     changes that need no decision, either
 - export     what tells file handles of one node id apart
@@ -38,6 +39,7 @@ from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.closing import CLOSED_LATER
 from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.pace import MOST_HELPERS
+from overlayfs_py.engines.native.pipes import PIPE_DESCRIPTORS
 from overlayfs_py.engines.native.session import UNSUPPORTED, Session
 from overlayfs_py.engines.native.uring import Ring
 from overlayfs_py.errors import MountError
@@ -167,9 +169,10 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
             # At least two, as one may be held up.
             for _ in range(max(len(os.sched_getaffinity(0)), 2) - 1):
                 serving.append(further(helper=False))
+            session.pipes.allow()
             session.pace.help_by(lambda: loops.start(further(helper=True)))
         # There may be hundreds: one a processor.
-        overlay.share_descriptors(len(descriptors) + len(rings) + MOST_HELPERS + CLOSED_LATER)
+        overlay.share_descriptors(len(descriptors) + len(rings) + MOST_HELPERS + CLOSED_LATER + PIPE_DESCRIPTORS)
         for loop in serving:
             loops.start(loop)
         loops.wait()

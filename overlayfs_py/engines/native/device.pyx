@@ -88,10 +88,11 @@ cdef class Buffers(Request):
         return True
 
     cdef size_t seal(self):
-        """Head the answer; its bytes, 0 where none is expected."""
+        """Head the answer; its bytes, 0 where none is expected, or it has been sent."""
         cdef protocol.out_header* head = <protocol.out_header*>self.outward
         cdef size_t size = sizeof(protocol.out_header) + (0 if self.error else self.length)
-        if not expects_answer(self.opcode):
+        if self.sent or not expects_answer(self.opcode):
+            self.sent = False
             return 0
         head.len = <uint32_t>size
         head.error = -self.error
@@ -137,6 +138,7 @@ cdef class Channel:
         cdef Buffers r = self._buffers()
         cdef Py_ssize_t count = 0
         cdef size_t answered = 0
+        cdef size_t carried = 0
         cdef bint refused = False
         cdef int number = 0
         cdef Pace pace = self.session.pace
@@ -145,7 +147,7 @@ cdef class Channel:
             # In one go, so that the interpreter is taken once a request; the others want it, too.
             with nogil:
                 if began != 0:
-                    pace.took(monotonic() - began, count + answered)
+                    pace.took(monotonic() - began, carried)
                 refused = answered != 0 and write(self.fd, r.outward, answered) < 0
                 if refused:
                     count, number, began = -1, c_errno, 0
@@ -170,7 +172,7 @@ cdef class Channel:
             if count == 0:
                 # The other end of a socket is closed; /dev/fuse says ENODEV.
                 return
-            r.transport = self
+            r.transport, r.fuse_fd = self, self.fd
             if not r.parse(count, self.session):
                 self._refuse(r, count)
             elif not self.session.handle(r):
@@ -179,6 +181,7 @@ cdef class Channel:
             elif once:
                 self._reply(r)
             else:
+                carried = count + r.length
                 answered = r.seal()
             if once:
                 return

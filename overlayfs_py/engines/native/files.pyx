@@ -14,6 +14,7 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry
 from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.pace cimport monotonic
+from overlayfs_py.engines.native.pipes cimport Pipe, is_cached
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport (
     DEFERRED, FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
@@ -86,6 +87,8 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
         # The descriptor held is everybody's.
         backing = core_files.Backing(os.open(b"/proc/self/fd/%d" % backing.fd, os.O_RDONLY | O_NOATIME), write=False)
     fd = backing.fd
+    if size >= s.pipes.least and send_pages(s, r, fd, size, offset, &count):
+        return count
     with nogil:
         count = read_cached(fd, r.out, size, offset, &whole)
         if count < 0:
@@ -93,6 +96,27 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     if count < 0:
         raise OSError(c_errno, os.strerror(c_errno))
     return count if whole else read_later(s, r, backing, size, offset, count)
+
+
+cdef bint send_pages(Session s, Request r, int fd, size_t size, int64_t offset, Py_ssize_t* count) except -1:
+    """Answer with what the page cache has of a file there, all at once and without copying it here, if that can be.
+
+    `count` is how many bytes these are.
+    """
+    cdef stat_t st
+    cdef size_t there = 0
+    cdef bint sent = False
+    cdef Pipe pipe = s.pipes.take()
+    if pipe is None:
+        return False
+    with nogil:
+        if fstat(fd, &st) == 0 and st.st_size > offset:
+            there = <size_t>min(<int64_t>size, st.st_size - offset)
+            if s.pipes.least <= there <= s.pipes.most and is_cached(fd, offset, there):
+                sent = pipe.send(r.fuse_fd, r.unique, fd, offset, there)
+    s.pipes.give(pipe)
+    r.sent, count[0] = sent, there
+    return sent
 
 
 cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, int64_t there, bint asked) except -2:
@@ -104,9 +128,11 @@ cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, i
     cdef Py_ssize_t count
     cdef int64_t took = 0
     cdef int number = 0
-    cdef bint whole
+    cdef bint whole = True
+    cdef bint sent = wanted >= s.pipes.least and send_pages(s, r, fd, wanted, 0, &count)
     with nogil:
-        count = read_cached(fd, r.out, wanted, 0, &whole)
+        if not sent:
+            count = read_cached(fd, r.out, wanted, 0, &whole)
         if count < 0:
             whole = True
             took = -monotonic()

@@ -5,6 +5,7 @@ from overlayfs_py.engines.native.closing cimport Closing
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.pace cimport Pace
+from overlayfs_py.engines.native.pipes cimport Pipes
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 from overlayfs_py.engines.native.prune cimport Pruning
@@ -57,6 +58,9 @@ cdef class Request:
     cdef Py_ssize_t length
     cdef int error
     cdef object transport
+    # The descriptor that it came through, if that is one of /dev/fuse, and whether it has been answered there already.
+    cdef int fuse_fd
+    cdef bint sent
     # Whether the thread that serves it is the only one of its processor.
     cdef bint pinned
 
@@ -84,6 +88,7 @@ cdef class Session:
     cdef Warm warm
     cdef Closing closing
     cdef readonly Pace pace
+    cdef readonly Pipes pipes
     cdef Direct direct
     cdef Generations generations
     cdef readonly Pruning pruning

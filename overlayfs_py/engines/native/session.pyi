@@ -1,6 +1,7 @@
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines.native.pace import Pace
 from overlayfs_py.engines.native.passthrough import Passthrough
+from overlayfs_py.engines.native.pipes import Pipes
 from overlayfs_py.engines.native.prune import Pruning
 
 UNSUPPORTED: frozenset[str]
@@ -9,6 +10,7 @@ MAX_WRITE: int
 class Session:
     uring: bool
     pace: Pace
+    pipes: Pipes
     through: Passthrough
     pruning: Pruning
     minor: int | None

@@ -21,6 +21,7 @@ from overlayfs_py.engines.native.closing cimport Closing
 from overlayfs_py.engines.native.direct cimport Direct
 from overlayfs_py.engines.native.export cimport Generations
 from overlayfs_py.engines.native.pace cimport Pace
+from overlayfs_py.engines.native.pipes cimport Pipes
 from overlayfs_py.engines.native.passthrough cimport Passthrough
 from overlayfs_py.engines.native.plain cimport Plain
 from overlayfs_py.engines.native.prune cimport Pruning
@@ -190,6 +191,7 @@ cdef class Session:
         self.closing = Closing()
         fs.close_later = self.closing.later
         self.pace = Pace(machine.open_latency(fs.config.cpu_latency), fuse_fd)
+        self.pipes = Pipes()
         self.direct = Direct(fs, self.plain, self.lock)
         self.generations = Generations(fs)
         self.through = Passthrough(fs, fuse_fd)

@@ -1,0 +1,25 @@
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef class Pipes:
+    # Those that are free, and how many more there may be.
+    cdef list free
+    cdef int to_make
+    # The least and the most bytes of a file that are sent through one; the least is beyond all while there are none.
+    cdef readonly size_t least
+    cdef readonly size_t most
+
+    cdef Pipe take(self)
+    cdef give(self, Pipe pipe)
+
+
+cdef class Pipe:
+    cdef int reading
+    cdef int writing
+
+    cdef bint send(self, int fuse_fd, uint64_t unique, int fd, int64_t offset, size_t size) noexcept nogil
+    cdef bint _fill(self, uint64_t unique, int fd, int64_t offset, size_t size) noexcept nogil
+    cdef void _drain(self) noexcept nogil
+
+
+cdef bint is_cached(int fd, int64_t offset, size_t size) noexcept nogil

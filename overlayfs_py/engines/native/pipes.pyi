@@ -1,0 +1,4 @@
+PIPE_DESCRIPTORS: int
+
+class Pipes:
+    def allow(self) -> None: ...
