@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -285,6 +286,41 @@ def test_those_that_wait_for_their_disk_keep_nobody_else_waiting(
             for file in files:
                 file.seek(0)
             threads = [threading.Thread(target=file.write, args=(b"behind",)) for file in files]
+
+
+def test_a_helper_that_can_not_be_begun_is_begun_later(layers: Layers) -> None:
+    with own_disk(layers) as disk, contextlib.ExitStack() as stack:
+        upper, work = disk / "upper", disk / "work"
+        upper.mkdir()
+        work.mkdir()
+        names = [f"f{number}" for number in range(4)]
+        for name in names:
+            (upper / name).write_bytes(b"before")
+        options = "cpu_latency=off,uring=off"
+        live = stack.enter_context(our_mount(layers.mnt, [layers.lower], upper, work, options))
+        assert live.log is not None
+        log = live.log
+        files = [stack.enter_context((layers.mnt / name).open("r+b", buffering=0)) for name in names]
+        for file in files:
+            # so that it is held open
+            file.write(b"before")
+        threads = [threading.Thread(target=file.write, args=(b"behind",)) for file in files]
+        with hammer(layers.mnt) as looked_up:
+            with frozen(disk):
+                goes_on(looked_up)
+                # 0 would keep poll(2) from working, too.
+                resource.prlimit(live.pid, resource.RLIMIT_NOFILE, (1, 4096))
+                for thread in threads:
+                    thread.start()
+                until(lambda: "there is no further one" in log.read_text())
+                time.sleep(0.1)
+                assert log.read_text().count("there is no further one") == 1
+                resource.prlimit(live.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+                goes_on(looked_up)
+            for thread in threads:
+                thread.join(_LIMIT)
+                assert not thread.is_alive()
+        assert [(upper / name).read_bytes() for name in names] == [b"beforebehind"] * len(names)
 
 
 def test_a_busy_mount_ends_when_it_is_unmounted(layers: Layers) -> None:

@@ -123,7 +123,6 @@ def test_a_file_that_changes_meanwhile_shows_nothing_but_its_own_data(layers: La
 
 
 def test_who_is_killed_while_it_reads_leaves_nothing_to_others(layers: Layers, live: Mount) -> None:
-    """Its answer is refused, as nobody waits for it any more."""
     size = _SIZES[-1]
     script = 'while dd if="$1" of=/dev/null bs=1M iflag=direct status=none; do :; done'
     for _ in range(20):

@@ -158,6 +158,14 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
         descriptors.append(clone(fuse_fd))
         return Channel(session, descriptors[-1], helper=helper).serve
 
+    def begin_helper() -> None:
+        helper = further(helper=True)
+        try:
+            loops.start(helper)
+        except RuntimeError:
+            os.close(descriptors.pop())
+            raise
+
     try:
         first = Channel(session, fuse_fd)
         first.greet()
@@ -170,7 +178,7 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
             for _ in range(max(len(os.sched_getaffinity(0)), 2) - 1):
                 serving.append(further(helper=False))
             session.pipes.allow()
-            session.pace.help_by(lambda: loops.start(further(helper=True)))
+            session.pace.help_by(begin_helper)
         # There may be hundreds: one a processor.
         overlay.share_descriptors(len(descriptors) + len(rings) + MOST_HELPERS + CLOSED_LATER + PIPE_DESCRIPTORS)
         for loop in serving:
@@ -208,17 +216,17 @@ class Loops:
     """Threads that serve until the connection ends."""
 
     def __init__(self) -> None:
-        self._begun: list[Callable[[], None]] = []
+        self._begun: list[None] = []  # one for each
         self._errors: list[BaseException] = []
         self._ended: SimpleQueue[None] = SimpleQueue()
 
     def start(self, loop: Callable[[], None]) -> None:
         """Run it in a thread; from any thread. Raises RuntimeError where there may be no more of them."""
-        self._begun.append(loop)
+        self._begun.append(None)
         try:
             start_new_thread(self._run, (loop,))
         except RuntimeError:
-            self._begun.remove(loop)
+            self._begun.pop()
             raise
 
     def _run(self, loop: Callable[[], None]) -> None:

@@ -172,6 +172,7 @@ cdef class Channel:
             if count == 0:
                 # The other end of a socket is closed; /dev/fuse says ENODEV.
                 return
+            carried = count
             r.transport, r.fuse_fd = self, self.fd
             if not r.parse(count, self.session):
                 self._refuse(r, count)
@@ -181,7 +182,7 @@ cdef class Channel:
             elif once:
                 self._reply(r)
             else:
-                carried = count + r.length
+                carried += r.length
                 answered = r.seal()
             if once:
                 return

@@ -112,7 +112,7 @@ cdef bint send_pages(Session s, Request r, int fd, size_t size, int64_t offset, 
     with nogil:
         if fstat(fd, &st) == 0 and st.st_size > offset:
             there = <size_t>min(<int64_t>size, st.st_size - offset)
-            if s.pipes.least <= there <= s.pipes.most and is_cached(fd, offset, there):
+            if s.pipes.least <= there <= pipe.room and is_cached(fd, offset, there):
                 sent = pipe.send(r.fuse_fd, r.unique, fd, offset, there)
     s.pipes.give(pipe)
     r.sent, count[0] = sent, there

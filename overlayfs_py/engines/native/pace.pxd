@@ -31,11 +31,12 @@ cdef class Pace(Background):
     # What those wait for that stand by.
     cdef pthread_cond_t others
 
-    # Whether there are helpers, what begins one, and how many more there may be; whether somebody found that nobody
-    # fetches requests; how many helpers stand by, how many of them are called, and what they wait for.
+    # Whether there are helpers, what begins one, how many more there may be, and after when; whether somebody found that
+    # nobody fetches requests; how many helpers stand by, how many of them are called, and what they wait for.
     cdef bint helped
     cdef object begin
     cdef int to_begin
+    cdef int64_t begin_after
     cdef bint guarded
     cdef int standing_by
     cdef int called
@@ -63,7 +64,7 @@ cdef class Pace(Background):
     cdef void _guard(self) noexcept nogil
     cdef void _rest(self) noexcept nogil
     cdef void _call_helper(self) noexcept nogil
-    cdef _begin_helper(self)
+    cdef void _begin_helper(self) noexcept
     cdef void _call_others(self) noexcept nogil
     cdef bint _tell(self, int latency) noexcept nogil
 

@@ -16,7 +16,7 @@ and there are processors for them, where the one is held up, and when requests c
 All of them may be held up, by a disk that is slow to take what is written. Then helpers fetch requests, further threads
 that are begun when they are first needed, and stand by as soon as somebody else fetches.
 
-This is all decided by a thread that needs no interpreter.
+This is all decided by a thread that needs the interpreter only to begin a helper.
 
 Source: Documentation/power/pm_qos_interface.rst, Documentation/virt/guest-halt-polling.rst.
 """
@@ -36,8 +36,8 @@ from overlayfs_py.journal import Journal
 
 cdef extern from *:
     """
-    static int load(int *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
-    static void add(int *at, int value) { __atomic_add_fetch(at, value, __ATOMIC_ACQ_REL); }
+    static int load(int *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+    static void add(int *at, int value) { __atomic_add_fetch(at, value, __ATOMIC_SEQ_CST); }
     """
     int load(int* at) nogil
     void add(int* at, int value) nogil
@@ -71,6 +71,8 @@ cdef enum:
 
     # As many as libfuse has threads by default, less two.
     HELPERS = 8
+    # Where one can't be begun, nobody tries again for so long.
+    PAUSE = 1_000_000_000
 
     # Looking for the next request: one that comes raises hope by one, to this at most, and one that doesn't lowers it by
     # two. Without hope so many requests are slept for, and then there is another look.
@@ -93,7 +95,7 @@ cdef class Pace(Background):
         pthread_cond_init(&self.helpers, NULL)
 
     def __init__(self, fd, fuse_fd):
-        """Tell the kernel through `fd`, which close() closes; if it is -1, nothing is done at all.
+        """Tell the kernel through `fd`, which close() closes; if it is -1, it isn't told, and all threads fetch requests.
 
         Requests come through `fuse_fd`.
         """
@@ -243,9 +245,13 @@ cdef class Pace(Background):
         """Call a helper where nobody fetches requests for a while; under the mutex."""
         cdef uint64_t before = self.count
         self._rest()
-        self.guarded = load(&self.fetching) == 0
-        if self.guarded and self.count == before:
-            self._call_helper()
+        # In this order, which the addition keeps: who fetches the last request after the look finds nobody on guard.
+        self.guarded = False
+        add(&self.fetching, 0)
+        if load(&self.fetching) == 0:
+            self.guarded = True
+            if self.count == before:
+                self._call_helper()
 
     cdef void _rest(self) noexcept nogil:
         """Sleep for a period; under the mutex, which is free meanwhile."""
@@ -262,19 +268,22 @@ cdef class Pace(Background):
         if self.called < self.standing_by:
             self.called += 1
             pthread_cond_signal(&self.helpers)
-        elif self.to_begin > 0:
-            self.to_begin -= 1
+        elif self.to_begin > 0 and monotonic() > self.begin_after:
             # Who has the interpreter may be waiting for the mutex.
             pthread_mutex_unlock(&self.mutex)
             with gil:
                 self._begin_helper()
             pthread_mutex_lock(&self.mutex)
 
-    cdef _begin_helper(self):
+    cdef void _begin_helper(self) noexcept:
+        """Begin one more."""
         try:
             self.begin()
-        except (OSError, RuntimeError) as error:
-            log.warning("all threads that fetch requests are held up, and there is no further one: %s", error)
+            self.to_begin -= 1
+        except (OSError, RuntimeError, MemoryError) as error:
+            if self.begin_after == 0:
+                log.warning("all threads that fetch requests are held up, and there is no further one: %s", error)
+            self.begin_after = monotonic() + PAUSE
 
     cdef void _call_others(self) noexcept nogil:
         """Have those that stand by fetch requests, too; under the mutex."""

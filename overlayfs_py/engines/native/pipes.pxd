@@ -5,9 +5,8 @@ cdef class Pipes:
     # Those that are free, and how many more there may be.
     cdef list free
     cdef int to_make
-    # The least and the most bytes of a file that are sent through one; the least is beyond all while there are none.
-    cdef readonly size_t least
-    cdef readonly size_t most
+    # The least bytes of a file that are sent through one, beyond all where none may be.
+    cdef size_t least
 
     cdef Pipe take(self)
     cdef give(self, Pipe pipe)
@@ -16,6 +15,8 @@ cdef class Pipes:
 cdef class Pipe:
     cdef int reading
     cdef int writing
+    # The most bytes of a file that it takes behind a header.
+    cdef size_t room
 
     cdef bint send(self, int fuse_fd, uint64_t unique, int fd, int64_t offset, size_t size) noexcept nogil
     cdef bint _fill(self, uint64_t unique, int fd, int64_t offset, size_t size) noexcept nogil

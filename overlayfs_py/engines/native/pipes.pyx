@@ -10,7 +10,7 @@ Source: fuse_dev_splice_write in fs/fuse/dev.c, which takes no part of an answer
 import fcntl
 import os
 
-from libc.errno cimport ENODEV, ENOENT, EOPNOTSUPP, errno as c_errno
+from libc.errno cimport EBADF, ENODEV, ENOENT, EOPNOTSUPP, errno as c_errno
 from libc.string cimport memset
 from posix.unistd cimport read, write
 
@@ -44,39 +44,16 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef enum:
     # Pipes of one mount, however many threads it has, and bytes from which on to use one is quicker.
-    PIPES = 8
+    PIPES = 2
     LEAST = 32 << 10
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 cdef size_t PAGE = _PAGE
-_WANTED = (1 << 20) + _PAGE  # what holds a header and the longest read
+# Bytes of a pipe: as much as eight ordinary ones have, as all pipes of a user share fs.pipe-user-pages-soft.
+_WANTED = 512 << 10
 
 PIPE_DESCRIPTORS = 2 * PIPES
 """How many descriptors the pipes of a mount take."""
-
-
-def room() -> int:
-    """The most bytes of a file that a pipe takes behind a header, here and for this user (fs.pipe-max-size)."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        return _enlarge(writing)
-    finally:
-        os.close(reading)
-        os.close(writing)
-
-
-def _enlarge(fd):
-    """Have a pipe take as much as may be; the bytes of a file that it then takes, which needn't begin with a page."""
-    size = 0
-    for wanted in (_WANTED, 1 << 20):
-        try:
-            size = fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, wanted)
-            break
-        except PermissionError:
-            # beyond fs.pipe-max-size, or what one user's pipes may take
-            continue
-    size = size or fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-    return size - 2 * _PAGE
 
 
 cdef class Pipes:
@@ -87,26 +64,38 @@ cdef class Pipes:
         self.least = <size_t>-1
 
     def allow(self):
-        """Have answers be sent through pipes."""
-        self.most = room()
+        """Have answers be sent through pipes, where the kernel tells what it has cached, and there is a pipe to be had."""
+        cdef cached found
+        if cachestat_call(-1, 0, 0, &found) == 0 or c_errno != EBADF:
+            # ENOSYS before Linux 6.5; EPERM where a filter of system calls doesn't know it
+            return
         self.to_make = PIPES
         self.least = LEAST
 
     cdef Pipe take(self):
         """One that is free, None where there is none."""
+        cdef Pipe pipe
         if self.free:
             return self.free.pop()
         if self.to_make == 0:
             return None
-        self.to_make -= 1
         try:
-            return Pipe()
+            pipe = Pipe()
         except OSError:
-            # no descriptors to be had: these go without
+            # no descriptors to be had
             return None
+        if pipe.room < LEAST:
+            # other pipes of this user leave no more (fs.pipe-user-pages-soft)
+            return None
+        self.to_make -= 1
+        return pipe
 
     cdef give(self, Pipe pipe):
         self.free.append(pipe)
+
+    def close(self):
+        """Close those that are free, which are all when nothing is served any more."""
+        self.free.clear()
 
 
 cdef class Pipe:
@@ -117,7 +106,13 @@ cdef class Pipe:
 
     def __init__(self):
         self.reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        _enlarge(self.writing)
+        try:
+            size = fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, _WANTED)
+        except PermissionError:
+            # beyond fs.pipe-max-size, or what this user's pipes may take
+            size = fcntl.fcntl(self.writing, fcntl.F_GETPIPE_SZ)
+        # The header takes a page, and a part that doesn't begin with a page one more than its size.
+        self.room = max(0, size - 2 * _PAGE)
 
     def __dealloc__(self):
         if self.reading >= 0:
@@ -125,7 +120,7 @@ cdef class Pipe:
             os.close(self.writing)
 
     cdef bint send(self, int fuse_fd, uint64_t unique, int fd, int64_t offset, size_t size) noexcept nogil:
-        """Answer request `unique` with so many bytes of a file, which are there; False where nothing was answered."""
+        """Answer request `unique` with so many bytes of a file, which are there; False where that must be done otherwise."""
         cdef Py_ssize_t sent
         if not self._fill(unique, fd, offset, size):
             self._drain()
@@ -135,7 +130,7 @@ cdef class Pipe:
             # all of it: the kernel takes no part of an answer
             return True
         self._drain()
-        # Whoever asked was killed meanwhile, or the mount is gone: then there is nothing to be answered.
+        # The connection has ended: there is nothing to be answered.
         return sent < 0 and (c_errno == ENOENT or c_errno == ENODEV)
 
     cdef bint _fill(self, uint64_t unique, int fd, int64_t offset, size_t size) noexcept nogil:

@@ -380,6 +380,7 @@ cdef class Session:
         self.warm.close()
         self.fs.close_later = os.close
         self.closing.close()
+        self.pipes.close()
 
 
 class NeverAsk(OSError):
