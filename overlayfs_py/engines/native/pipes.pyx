@@ -79,16 +79,18 @@ cdef class Pipes:
             return self.free.pop()
         if self.to_make == 0:
             return None
+        # First, as others may come here meanwhile.
+        self.to_make -= 1
         try:
             pipe = Pipe()
+            if pipe.room >= LEAST:
+                return pipe
+            # else: other pipes of this user leave no more (fs.pipe-user-pages-soft)
         except OSError:
             # no descriptors to be had
-            return None
-        if pipe.room < LEAST:
-            # other pipes of this user leave no more (fs.pipe-user-pages-soft)
-            return None
-        self.to_make -= 1
-        return pipe
+            pass
+        self.to_make += 1
+        return None
 
     cdef give(self, Pipe pipe):
         self.free.append(pipe)
