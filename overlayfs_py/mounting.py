@@ -37,7 +37,7 @@ ANSWER_LIMIT = 30.0
 GRACE = 10.0
 """Seconds that those who still use the mount have after a signal to end it."""
 
-READ_AHEAD = 256
+READ_AHEAD = 512
 """KiB that the kernel reads ahead in a file that is read in sequence, which a pipe takes at once (ADR 18)."""
 
 _MS_POSIXACL = 1 << 16

@@ -300,12 +300,12 @@ def test_small_writes_leave_room_for_the_largest_xattr(
         assert os.getxattr(layers.mnt / "f", name) == value
 
 
-def test_the_kernel_reads_ahead_a_quarter_of_what_a_request_may_carry(layers: Layers, engine: str) -> None:
+def test_the_kernel_reads_ahead_half_of_what_a_request_may_carry(layers: Layers, engine: str) -> None:
     with mounted(layers, engine):
         status = os.stat(layers.mnt)
         setting = Path(f"/sys/class/bdi/{os.major(status.st_dev)}:{os.minor(status.st_dev)}/read_ahead_kb")
         deadline = time.monotonic() + 10
-        while setting.read_text() != "256\n":
+        while setting.read_text() != "512\n":
             # It is set once the mount program has what it waits for.
             assert time.monotonic() < deadline, setting.read_text()
             time.sleep(0.01)

@@ -43,14 +43,14 @@ cdef extern from "<sys/uio.h>" nogil:
     Py_ssize_t preadv2(int fd, const iovec* parts, int count, int64_t offset, int flags)
 
 cdef enum:
-    # Pipes of one mount, however many threads it has, and bytes from which on to use one is quicker.
-    PIPES = 2
+    # Pipes of one mount, however many threads it has, as two are hardly quicker, and bytes from which on to use one is quicker.
+    PIPES = 1
     LEAST = 32 << 10
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 cdef size_t PAGE = _PAGE
-# Bytes of a pipe: as much as eight ordinary ones have, as all pipes of a user share fs.pipe-user-pages-soft.
-_WANTED = 512 << 10
+# Bytes of a pipe: as much as sixteen ordinary ones have, as all pipes of a user share fs.pipe-user-pages-soft.
+_WANTED = 1 << 20
 
 PIPE_DESCRIPTORS = 2 * PIPES
 """How many descriptors the pipes of a mount take."""
