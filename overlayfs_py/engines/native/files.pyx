@@ -14,7 +14,7 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry
 from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.pace cimport monotonic
-from overlayfs_py.engines.native.pipes cimport Pipe, is_cached
+from overlayfs_py.engines.native.pipes cimport RWF_NOWAIT, Pipe, iovec, is_cached, preadv2
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport (
     DEFERRED, FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
@@ -34,13 +34,6 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     Py_ssize_t copy_file_range(int in_fd, int64_t* off_in, int out_fd, int64_t* off_out, size_t length, unsigned flags)
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    int RWF_NOWAIT
-    Py_ssize_t preadv2(int fd, const iovec* parts, int count, int64_t offset, int flags)
 
 cdef enum:
     SET_IDS = 0o6000

@@ -60,6 +60,7 @@ cdef class Pace(Background):
     cdef void _share_a_while(self) noexcept nogil
     cdef _look(self)
     cdef _have_guarded(self)
+    cdef void _have(self, bint* wanted) noexcept nogil
     cdef void _keep_awake(self) noexcept nogil
     cdef void _guard(self) noexcept nogil
     cdef void _rest(self) noexcept nogil

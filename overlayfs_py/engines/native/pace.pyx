@@ -190,18 +190,19 @@ cdef class Pace(Background):
             # Nothing is done any more.
             self.ended = True
             return
-        pthread_mutex_lock(&self.mutex)
-        self.busy = True
-        pthread_cond_broadcast(&self.changed)
-        pthread_mutex_unlock(&self.mutex)
+        self._have(&self.busy)
 
     cdef _have_guarded(self):
         """See whether it stays so that nobody fetches requests, in the thread."""
         if self.ended or not self.begun():
             self.helped = False
             return
+        self._have(&self.guarded)
+
+    cdef void _have(self, bint* wanted) noexcept nogil:
+        """Have the thread do what is wanted."""
         pthread_mutex_lock(&self.mutex)
-        self.guarded = True
+        wanted[0] = True
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
 

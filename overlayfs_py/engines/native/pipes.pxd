@@ -1,5 +1,12 @@
 from libc.stdint cimport int64_t, uint64_t
 
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    int RWF_NOWAIT
+    Py_ssize_t preadv2(int fd, const iovec* parts, int count, int64_t offset, int flags)
+
 
 cdef class Pipes:
     # Those that are free, and how many more there may be.

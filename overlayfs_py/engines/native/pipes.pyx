@@ -35,13 +35,6 @@ cdef extern from *:
 cdef extern from "<fcntl.h>" nogil:
     Py_ssize_t splice(int in_fd, int64_t* in_offset, int out_fd, int64_t* out_offset, size_t size, unsigned int flags)
 
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    int RWF_NOWAIT
-    Py_ssize_t preadv2(int fd, const iovec* parts, int count, int64_t offset, int flags)
-
 cdef enum:
     # Pipes of one mount, however many threads it has, as two are hardly quicker, and bytes from which on to use one is quicker.
     PIPES = 1
