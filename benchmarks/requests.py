@@ -20,6 +20,9 @@ _BUFFER: Final = 128 * 1024  # KiB a processor: two million events
 _SEND: Final = re.compile(r" ([0-9.]+): fuse_request_send: connection (\d+) req (\d+) opcode \d+ \((\w+)\)")
 _END: Final = re.compile(r" ([0-9.]+): fuse_request_end: connection (\d+) req (\d+) len \d+ error (-?\d+)")
 
+# Those that the events of Linux 6.18 show as a number alone.
+_UNNAMED: Final = {"0x34": "STATX", "0x35": "COPY_FILE_RANGE_64"}
+
 
 class NoTrace(Exception):
     """The kernel can't count the requests; the message says why."""
@@ -85,7 +88,7 @@ def collect(connections: Iterable[int]) -> list[Count]:
         for line in lines:
             if found := _SEND.search(line):
                 if int(found[2]) in wanted:
-                    count = counts.setdefault(found[4], Count(found[4].removeprefix("FUSE_")))
+                    count = counts.setdefault(found[4], Count(_UNNAMED.get(found[4], found[4].removeprefix("FUSE_"))))
                     count.requests += 1
                     pending[int(found[2]), int(found[3])] = float(found[1]), count
             elif (found := _END.search(line)) and (key := (int(found[2]), int(found[3]))) in pending:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Layers
+from tests.filesystems.disks import holding
+from tests.options.rig import traced
 from tests.support.mounts import our_mount
+from tests.support.uring import switch_kept
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SIZES = (0, 1, _PAGE - 1, _PAGE, _PAGE + 1, 5 * _PAGE + 7, 128 << 10, (1 << 20) - 1, (1 << 20) + 3, (3 << 20) + 5)
@@ -28,7 +31,8 @@ def forget(path: Path, offset: int = 0, length: int = 0) -> None:
     """Have the page cache of a file's own filesystem let go of a part, of all for a length of 0."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        if not os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            os.fsync(fd)
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
@@ -88,6 +92,35 @@ def test_many_who_wait_for_the_disk_get_what_is_theirs(layers: Layers, mnt: Path
     for reader in readers:
         reader.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_ring_s_thread_waits_for_no_disk_of_a_filesystem_that_can_t_be_asked(layers: Layers, cached: bool) -> None:
+    """squashfs has no reads that may not wait (RWF_NOWAIT), but tells what it has cached."""
+    tree, trace = layers.add("tree"), layers.base / "trace"
+    # Those of one request each: while one is served, the filesystem may read what comes next.
+    sizes = [size for size in _SIZES if size <= 128 << 10]
+    for size in sizes:
+        (tree / f"f{size}").write_bytes(expected(f"f{size}"))
+    with (
+        switch_kept(),
+        holding("squashfs", tree, layers.base) as lower,
+        our_mount(layers.mnt, [lower], layers.upper, layers.work, "engine=native,uring=on") as live,
+        traced(live.pid, ["pread64", "io_uring_enter"], trace) as seen,
+    ):
+        for size in sizes:
+            name = f"f{size}"
+            if cached:
+                (lower / name).read_bytes()
+            else:
+                forget(lower / name)
+            forget(layers.mnt / name)
+            assert (layers.mnt / name).read_bytes() == expected(name)
+    rings = {line.split()[0] for line in seen() if "io_uring_enter" in line}
+    readers = {line.split()[0] for line in seen() if "pread64" in line}
+    assert rings
+    assert readers
+    assert readers <= rings if cached else not readers & rings
 
 
 def test_an_error_of_the_disk_is_the_reader_s(layers: Layers, mnt: Path) -> None:

@@ -84,7 +84,9 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
         return count
     with nogil:
         count = read_cached(fd, r.out, size, offset, &whole)
-        if count < 0:
+        if count < 0 and r.pinned and may_wait(fd, size, offset):
+            count, whole = 0, False
+        elif count < 0:
             count, whole = pread(fd, r.out, size, offset), True
     if count < 0:
         raise OSError(c_errno, os.strerror(c_errno))
@@ -126,6 +128,8 @@ cdef Py_ssize_t read_new(Session s, Request r, Node node, int fd, size_t size, i
     with nogil:
         if not sent:
             count = read_cached(fd, r.out, wanted, 0, &whole)
+        if count < 0 and r.pinned and may_wait(fd, wanted, 0):
+            count, whole = 0, False
         if count < 0:
             whole = True
             took = -monotonic()
@@ -173,6 +177,17 @@ cdef Py_ssize_t read_cached(int fd, char* out, size_t size, int64_t offset, bint
             break
         count += got
     return count
+
+
+cdef bint may_wait(int fd, size_t size, int64_t offset) noexcept nogil:
+    """Whether not all of a part of a file is in the page cache, of a filesystem that can't be asked by reading.
+
+    One that caches in another one, as the kernel's overlayfs, seems to have nothing cached.
+    """
+    cdef stat_t st
+    if fstat(fd, &st) != 0 or st.st_size <= offset:
+        return False
+    return not is_cached(fd, offset, <size_t>min(<int64_t>size, st.st_size - offset))
 
 
 cdef Py_ssize_t read_later(Session s, Request r, object backing, size_t size, int64_t offset, size_t count) except -2:
