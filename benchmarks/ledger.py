@@ -1,12 +1,11 @@
 """The ledger: one line of JSON for each run that landed, so that a slow-down is seen."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers import PEERS, ROOT
+from benchmarks.peers import PEERS
 from benchmarks.report import KERNEL, times
 from benchmarks.results import Run
 
@@ -28,10 +27,10 @@ def entry(run: Run) -> dict[str, Any]:
                 if ratio is not None:
                     found[name] = [round(value, 3) for value in (ratio.median, ratio.least, ratio.greatest)]
             ratios.setdefault(peer, {})[workload] = found
-    head = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
     return {
         "date": run.date,
-        "commit": subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip(),
+        # what was measured, whatever has been committed since
+        "commit": next((run.versions[name] for name in ours), None),
         "kernel": run.machine.kernel,
         "versions": run.versions,
         "ratios": ratios,
