@@ -38,7 +38,9 @@ cdef object listing_of(Session s, Request r, Node node, uint64_t offset):
     if listing is None or offset == 0:
         prepared = s.ahead.visit(node)
         names = prepared.names() if prepared is not None else s.plain.names(node)
-        listing = Listing(core_readdir.names(s.fs, node) if names is None else names, prepared)
+        if names is None:
+            names = core_readdir.names(s.fs, node, s.plain.merge_layer)
+        listing = Listing(names, prepared)
         s.listings.put(r.nodeid, listing)
     return listing
 

@@ -69,6 +69,8 @@ cdef class Plain:
     # How often a name was looked for in vain in upper directories that may hold AUFS-style marks.
     cdef dict upper_misses
     cdef bytes prefix
+    # The xattr without which a directory has no whiteouts that are files.
+    cdef bytes opaque
     # Whether attributes are shown as the layers have them.
     cdef bint as_stored
     cdef bint static_nlink
@@ -80,6 +82,7 @@ cdef class Plain:
     cdef object entry(self, Node parent, bytes name, stat* st)
     cdef Node prepared(self, Node parent, bytes name, record* found)
     cdef list names(self, Node node)
+    cdef list _listed(self, Real real)
     cdef bint attributes(self, Node node, stat* st) except -1
     cdef int open(self, Node node, stat* st) except? -1
     cdef bint still(self, Node node)

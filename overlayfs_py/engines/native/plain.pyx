@@ -13,6 +13,7 @@ from posix.unistd cimport close
 from overlayfs_py.core.nodes cimport Node, Real
 
 from overlayfs_py.core.merged import EVERYWHERE, positions
+from overlayfs_py.core.readdir import merge_layer
 
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, stat* st)
@@ -85,6 +86,7 @@ cdef class Plain:
         self.follow_redirects = fs.follow_redirects
         self.upper_misses = {}
         self.prefix = fs.marks.prefix
+        self.opaque = fs.marks.opaque
         self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
         self.for_ever = fs.config.timeout == float("inf")
         self.static_nlink = fs.config.static_nlink
@@ -221,17 +223,31 @@ cdef class Plain:
         return self._new(parent, name, &found.st, &found.st, None, (Real(base.layer, base, name),))
 
     cdef list names(self, Node node):
-        """All names in a directory of one layer; None where other layers, whiteouts or marks have a part in it."""
-        cdef Real real
-        cdef int dir_fd
-        cdef int fd
+        """All names in a directory of one layer; None where other layers or whiteouts have a part in it."""
         if node.removed or node.pinned >= 0 or lower_count(node) + (node.upper is not None) != 1:
             return None
-        real = topmost(node)
-        dir_fd = self.dirs.fd(real)
-        if self._may_be_marked(dir_fd, b"."):
+        return self._listed(topmost(node))
+
+    def merge_layer(self, fs, Real real, dict shown, set hidden):
+        """As core's, which is left a directory that may hide something."""
+        cdef list names = self._listed(real)
+        if names is None:
+            return merge_layer(fs, real, shown, hidden)
+        for name in names:
+            if name not in hidden:
+                shown[name] = None
+        return names
+
+    cdef list _listed(self, Real real):
+        """All names in a directory; None where one may hide something, or it can't be read."""
+        cdef char keys[KEYS]
+        cdef int dir_fd = self.dirs.fd(real)
+        cdef Py_ssize_t length = list_xattrs(dir_fd, b".", keys, KEYS)
+        if length < 0 and errno != EOPNOTSUPP:
             return None
-        fd = openat(dir_fd, b".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        if length > 0 and memmem(keys, length, <const char*>self.opaque, len(self.opaque)) != NULL:
+            return None
+        cdef int fd = openat(dir_fd, b".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
         if fd < 0:
             return None
         try:
