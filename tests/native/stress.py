@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.native.walker import Diverged, Seen, Walker, differences, read_names, seen
+from tests.support.caches import drop_names
 from tests.support.mounts import CONNECTIONS, REPOSITORY, Mount, kernel_mount, our_mount, show_connections
 from tests.support.syscalls import (
     CLONE_NEWNS,
@@ -207,7 +208,7 @@ class Disturbers:
             tick += 1
             if tick % 8 == 0:
                 # Dentries and inodes: the kernel forgets what nobody has open.
-                Path("/proc/sys/vm/drop_caches").write_text("2")
+                drop_names()
 
     def _mount(self) -> None:
         other = self.base / "other"

@@ -19,6 +19,7 @@ from overlayfs_py.sys import handles
 from tests.conftest import Layers
 from tests.filesystems import disks
 from tests.native.wire import served
+from tests.support.caches import drop_names
 from tests.support.mounts import kernel_mount, our_mount
 
 Handle = tuple[int, bytes]
@@ -48,11 +49,6 @@ def mounted(request: pytest.FixtureRequest, tree: Layers) -> Mounted:
     if request.param == "kernel":
         return lambda: kernel_mount(tree.mnt, [tree.lower], tree.upper, tree.work, KERNEL)
     return lambda: our_mount(tree.mnt, [tree.lower], tree.upper, tree.work, "engine=native")
-
-
-def drop_caches() -> None:
-    """Have the kernel forget every name and object that nobody holds."""
-    Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def handle(path: Path) -> Handle:
@@ -101,7 +97,7 @@ def test_a_handle_opens_what_it_was_made_of(mounted: Mounted, tree: Layers, cach
             live.close()
             stack.enter_context(mounted())
         elif caches == "dropped":
-            drop_caches()
+            drop_names()
         for name in reversed(NAMES):
             with opened(tree.mnt, made[name]) as fd:
                 found = os.fstat(fd)
@@ -125,7 +121,7 @@ def test_a_handle_opens_what_was_renamed_and_changed_since(mounted: Mounted, tre
         (tree.mnt / "d" / "f").rename(tree.mnt / "new" / "g")
         (tree.mnt / "d" / "u").rename(tree.mnt / "new" / "v")
         (tree.mnt / "d" / "e").rename(tree.mnt / "new" / "moved")
-        drop_caches()
+        drop_names()
         assert read(tree.mnt, made["d/f"]) == b"changed"
         assert read(tree.mnt, made["d/u"]) == b"of the upper layer"
         assert read(tree.mnt, made["d/e/deep"]) == b"deep"
@@ -136,7 +132,7 @@ def test_a_handle_opens_what_was_renamed_and_changed_since(mounted: Mounted, tre
 def test_what_a_handle_opens_is_copied_up_by_a_write(mounted: Mounted, tree: Layers) -> None:
     with mounted():
         deep = handle(tree.mnt / "d" / "e" / "deep")
-        drop_caches()
+        drop_names()
         with opened(tree.mnt, deep, os.O_WRONLY) as fd:
             os.write(fd, b"DEEP")
         assert (tree.mnt / "d" / "e" / "deep").read_bytes() == b"DEEP"
@@ -153,7 +149,7 @@ def test_the_handle_of_what_was_removed_is_stale(mounted: Mounted, tree: Layers,
         else:
             (tree.mnt / name).unlink()
         assert error(tree.mnt, gone) == errno.ESTALE
-        drop_caches()
+        drop_names()
         assert error(tree.mnt, gone) == errno.ESTALE
     with mounted():
         assert error(tree.mnt, gone) == errno.ESTALE
@@ -170,7 +166,7 @@ def test_a_handle_never_opens_what_has_got_its_inode_number_since(mounted: Mount
             for serial in range(10):
                 (tree.mnt / f"two{attempt}.{serial}").write_bytes(b"two")
         assert {error(tree.mnt, one) for one in gone} == {errno.ESTALE}
-        drop_caches()
+        drop_names()
         assert {error(tree.mnt, one) for one in gone} == {errno.ESTALE}
     with mounted():
         assert {error(tree.mnt, one) for one in gone} == {errno.ESTALE}
@@ -181,7 +177,7 @@ def test_a_handle_stays_that_of_a_file_that_is_copied_up(mounted: Mounted, tree:
         before = handle(tree.mnt / "d" / "f")
         (tree.mnt / "d" / "f").write_bytes(b"changed")
         assert handle(tree.mnt / "d" / "f") == before
-        drop_caches()
+        drop_names()
         assert handle(tree.mnt / "d" / "f") == before
     with mounted():
         assert handle(tree.mnt / "d" / "f") == before
@@ -192,7 +188,7 @@ def test_handles_open_again_over_each_transport_while_others_ask(tree: Layers, u
         (tree.lower / "d" / f"n{number}").write_bytes(b"%d" % number)
     with our_mount(tree.mnt, [tree.lower], tree.upper, tree.work, f"engine=native,uring={uring}"):
         made = [handle(tree.mnt / "d" / f"n{number}") for number in range(200)]
-        drop_caches()
+        drop_names()
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(lambda one: read(tree.mnt, one), made)
             walks = [pool.submit(lambda: len(list(tree.mnt.rglob("*")))) for _ in range(8)]
@@ -218,9 +214,9 @@ def test_a_lower_directory_renamed_in_a_lower_layer_is_found(tree: Layers) -> No
     with our_mount(tree.mnt, [tree.upper, tree.lower], top, work, "engine=native"):
         (tree.mnt / "c").rename(tree.mnt / "b")
         deep = handle(tree.mnt / "b" / "g" / "deep")
-        drop_caches()
+        drop_names()
         assert read(tree.mnt, deep) == b"deep"
-        drop_caches()
+        drop_names()
         assert (tree.mnt / "b" / "g" / "deep").stat().st_ino == (tree.lower / "d" / "e" / "deep").stat().st_ino
 
 
@@ -229,7 +225,7 @@ def test_hard_links_with_an_index_are_one_object_by_handle(mounted: Mounted, tre
     with mounted():
         made = handle(tree.mnt / "d" / "f")
         (tree.mnt / "f2").write_bytes(b"changed")
-        drop_caches()
+        drop_names()
         assert read(tree.mnt, made) == b"changed"
 
 
@@ -238,7 +234,7 @@ def test_hard_links_that_part_on_copy_up_are_not_opened_for_one_another(tree: La
     with our_mount(tree.mnt, [tree.lower], tree.upper, tree.work, "engine=native,index=off"):
         first, other = handle(tree.mnt / "d" / "f"), handle(tree.mnt / "f2")
         (tree.mnt / "f2").write_bytes(b"changed")
-        drop_caches()
+        drop_names()
         for wanted, content in ((first, b"of the lower layer"), (other, b"changed")):
             # The kernel forgets when it likes: until then a handle opens its own file, and afterwards none.
             try:
@@ -270,7 +266,7 @@ def test_handles_open_again_on_layers_of_any_filesystem(tree: Layers, kind: str,
                 gone.append(handle(tree.mnt / "one"))
                 (tree.mnt / "one").unlink()
                 (tree.mnt / "other").touch()
-                drop_caches()
+                drop_names()
                 assert read(tree.mnt, made["d/f"]) == b"of the lower layer"
                 assert read(tree.mnt, made["u"]) == b"of the upper layer"
                 with opened(tree.mnt, made["d/e"], os.O_RDONLY) as fd:
@@ -294,7 +290,7 @@ def test_a_mount_as_a_lower_layer_of_another_keeps_inode_numbers(tree: Layers, n
             assert (tree.mnt / name).stat().st_ino == before
         with our_mount(tree.mnt, [inner], upper, work, "engine=native"):
             assert (tree.mnt / name).stat().st_ino == before
-            drop_caches()
+            drop_names()
             assert read(tree.mnt, made) == b"changed"
 
 
@@ -314,11 +310,11 @@ def test_an_open_file_without_a_name_is_opened_by_handle(tree: Layers) -> None:
         try:
             os.write(fd, b"nameless")
             made = handles.file_handle(fd, b"")
-            drop_caches()
+            drop_names()
             assert read(tree.mnt, made) == b"nameless"
         finally:
             os.close(fd)
-        drop_caches()
+        drop_names()
         assert error(tree.mnt, made) == errno.ESTALE
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from overlayfs_py.sys import handles
 from tests.conftest import Layers
+from tests.support.caches import drop_names
 from tests.support.mounts import kernel_mount, our_mount
 
 STEPS: Final = 25
@@ -117,4 +118,4 @@ def test_handles_taken_among_random_changes_open_what_the_kernels_do(layers: Lay
                     (wanted, inode), (got, _) = (opened(top, one) for top, one in zip(tops, made, strict=True))
                     # What has lost its last name may live on in the kernel's index.
                     assert got == wanted or (got == errno.ESTALE and inode not in left), name
-                Path("/proc/sys/vm/drop_caches").write_text("2")
+                drop_names()

@@ -6,14 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Layers
+from tests.support.caches import drop_names
 from tests.support.mounts import our_mount
 
 SOME = 50
-
-
-def drop_caches() -> None:
-    """Have the kernel forget names, those it knows to be missing, too."""
-    Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def look_in_vain(directory: Path) -> None:
@@ -55,7 +51,7 @@ def test_names_made_after_many_were_looked_for_in_vain_are_there(layers: Layers,
             assert all((directory / name).exists() for name in look)
             assert not (directory / "missing0").exists()
             assert not (directory / "missing4").exists()
-            drop_caches()
+            drop_names()
 
 
 def test_a_removed_name_is_missing_where_a_listing_has_told_of_it(layers: Layers) -> None:
@@ -65,6 +61,6 @@ def test_a_removed_name_is_missing_where_a_listing_has_told_of_it(layers: Layers
     with our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, "engine=native"):
         look_in_vain(layers.mnt / "d")
         (layers.mnt / "d" / "a").unlink()
-        drop_caches()
+        drop_names()
         assert not (layers.mnt / "d" / "a").exists()
         assert (layers.mnt / "d" / "b").read_bytes() == b"below"

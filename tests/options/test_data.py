@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import Layers
 from tests.options.conftest import PORTABLE
 from tests.options.rig import mounted, traced
+from tests.support.caches import times_emptied
 from tests.support.mounts import Mount, our_mount
 from tests.support.syscalls import mount, umount
 
@@ -93,12 +94,6 @@ def lay_out(lower: Path) -> None:
 def changing(layers: Layers) -> Layers:
     lay_out(layers.lower)
     return layers
-
-
-def times_emptied() -> str:
-    """How often somebody on this machine has had the kernel forget the names that it knows (drop_caches)."""
-    (line,) = [line for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("drop_slab ")]
-    return line
 
 
 def test_without_a_timeout_changes_of_a_lower_layer_show_at_once(changing: Layers, engine: str) -> None:
