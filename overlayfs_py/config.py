@@ -270,7 +270,7 @@ def _check_conflicts(fields: dict[str, Any]) -> None:
     redirect = fields.setdefault("redirect_dir", "on")
     if redirect == "on" or (redirect == "follow" and "upperdir" not in fields):
         return
-    raise ConfigError(f"metacopy=on needs redirect_dir=on, not {redirect}; change one")
+    raise ConfigError("metacopy=on needs redirect_dir=on; change one of the two")
 
 
 def check_paths(config: MountConfig) -> MountConfig:

@@ -721,6 +721,18 @@ def test_unknown_option_is_a_warning_in_the_log(layers: Layers) -> None:
     assert "option nonsense has no effect" in warned
 
 
+def test_unknown_option_is_told_on_a_terminal(layers: Layers) -> None:
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        try:
+            words = stack(layers, "uperdir=x,noauto")
+            subprocess.run([*_PROGRAM, *words], check=True, stderr=theirs, env=environment(), timeout=_LIMIT)
+        finally:
+            os.close(theirs)
+            umount(os.fsencode(layers.mnt))
+        assert terminal.read(1000) == b"overlayfs-py: option uperdir=x has no effect here; ignored\r\n"
+
+
 def test_version_is_one_line() -> None:
     for switch in ("--version", "-V"):
         done = call([switch])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
+from overlayfs_py.cli import rootless
 from overlayfs_py.cli.completion import any_names, container_names, places
 from overlayfs_py.cli.container_base import ContainerCommand, containers, store
-from overlayfs_py.cli.output import format_option, print_json
+from overlayfs_py.cli.output import Failure, format_option, print_json
 from overlayfs_py.images.settings import apply_lines
 from overlayfs_py.runtime import copying, lifecycle, mounting
 from overlayfs_py.runtime.errors import ContainerError
@@ -147,12 +148,18 @@ def commit(
 def mount(name: str, directory: Path) -> None:
     """Mount the tree of an image or container on a directory.
 
-    That of an image is read-only; what is written to that of a container is in its own layer.
+    That of an image is read-only; what is written to that of a container is in its own layer. It takes root, which one
+    is in a shell of unshare --user --map-root-user --map-auto --mount, too: nobody else would see the mount.
 
     \b
     Example:
       ovl mount debian:12 /mnt
     """
+    if rootless.entered():
+        raise Failure(
+            "only ovl itself would see a mount that is made without root; call it as root, or in a shell of "
+            "unshare --user --map-root-user --map-auto --mount"
+        )
     known = containers()
     container = known.seek(name)
     if container is None:

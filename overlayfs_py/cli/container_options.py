@@ -11,10 +11,10 @@ import click
 
 from overlayfs_py.cli.completion import image_names
 from overlayfs_py.runtime import seccomp, spec
-from overlayfs_py.runtime.errors import ContainerError
+from overlayfs_py.runtime.errors import ContainerError, NoContainerError
 from overlayfs_py.runtime.names import check_hostname
 from overlayfs_py.runtime.spec import Spec, Volume
-from overlayfs_py.runtime.state import Containers
+from overlayfs_py.runtime.state import Container, Containers
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -173,7 +173,7 @@ def _places(known: Containers, given: dict[str, Any]) -> tuple[tuple[Volume, ...
         name, _, mode = text.partition(":")
         if mode not in ("", "ro", "rw"):
             raise ContainerError(f"--volumes-from {text}: write CONTAINER[:ro]")
-        for volume in known.find(name).spec.volumes:
+        for volume in _other(known, name, "--volumes-from").spec.volumes:
             if volume.target not in targets:
                 targets.append(volume.target)
                 read_only = volume.read_only or mode == "ro"
@@ -181,11 +181,19 @@ def _places(known: Containers, given: dict[str, Any]) -> tuple[tuple[Volume, ...
     return tuple(volumes), tuple(tmpfs)
 
 
+def _other(known: Containers, name: str, option: str) -> Container:
+    """The container that an option names. Raises ContainerError, as without it the new one can't be started."""
+    try:
+        return known.find(name)
+    except NoContainerError as error:
+        raise ContainerError(f"{option}: {error}") from error
+
+
 def _network(known: Containers, text: str) -> str:
     """As a spec has it. Raises ContainerError."""
     kind, _, name = text.partition(":")
     if kind == "container" and name:
-        return f"container:{known.find(name).id}"
+        return f"container:{_other(known, name, '--network').id}"
     # Those who come from Docker or podman call the private kind by what it is made with there.
     text = {"bridge": "private", "default": "private", "pasta": "private"}.get(text, text)
     if text not in ("private", "host", "none"):

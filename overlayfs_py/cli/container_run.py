@@ -138,7 +138,7 @@ def run(detach: bool, **given: Any) -> None:
 
 def _check_terminal(tty: bool, interactive: bool) -> None:
     if tty and interactive and not os.isatty(0):
-        raise ContainerError("-t with -i needs a terminal as standard input; leave out -t", 1)
+        raise ContainerError("-t with -i needs a terminal as standard input; leave out -t")
 
 
 def _start_attached(known: Containers, container: Container) -> int:
@@ -261,7 +261,7 @@ def execute_(
       ovl exec -it web sh
     """
     if tty and not detach and not (os.isatty(0) and os.isatty(1)):
-        raise ContainerError("-t needs a terminal as standard input and output; leave out -t", 1)
+        raise ContainerError("-t needs a terminal as standard input and output; leave out -t")
     known = containers()
     container = known.find(name)
     lifecycle.running(known, container)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 
 from overlayfs_py.engines import machine
@@ -54,7 +56,9 @@ def _kernel() -> Iterator[str]:
 
 def _device(obstacle: str | None) -> Iterator[str]:
     yield _line(machine.DEVICE, obstacle or "usable")
-    if obstacle:
+    if obstacle == os.strerror(errno.EACCES):
+        yield f"{_ADVICE}chmod 666 {machine.DEVICE}, as root of the machine"
+    elif obstacle:
         yield f"{_ADVICE}modprobe fuse; in a container: start it with --device {machine.DEVICE}"
 
 
@@ -94,11 +98,11 @@ def _engine(native: str | None, portable: str | None) -> Iterator[str]:
     yield _line("", f"not native: {native}")
     if portable:
         yield _line("", f"not portable: {portable}")
-        yield f"{_ADVICE}pip install pyfuse3 trio"
+        yield f"{_ADVICE}{sys.executable} -m pip install pyfuse3 trio"
     if os.geteuid() != 0:
         yield f"{_ADVICE}unshare --user --map-root-user --mount"
     elif machine.release() >= machine.OLDEST and machine.may_open_everything():
-        yield f"{_ADVICE}apt-get install gcc python3-dev, then pip install --force-reinstall --no-deps overlayfs-py"
+        yield f"{_ADVICE}apt-get install gcc python3-dev, then install overlayfs-py once more (README, Use)"
 
 
 def _transport() -> tuple[str, str | None, str]:

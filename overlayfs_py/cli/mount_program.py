@@ -48,9 +48,13 @@ def main() -> int:
     try:
         return run([os.fsencode(argument) for argument in sys.argv[1:]])
     except OverlayError as error:
-        line = "".join(char if char.isprintable() else " " for char in str(error))
-        os.write(2, f"overlayfs-py: {line}\n".encode(errors="backslashreplace"))
+        _say(str(error))
         return _MISUSED if isinstance(error, ConfigError) else _FAILED
+
+
+def _say(text: str) -> None:
+    line = "".join(char if char.isprintable() else " " for char in text)
+    os.write(2, f"overlayfs-py: {line}\n".encode(errors="backslashreplace"))
 
 
 def _open_standard_descriptors() -> None:
@@ -92,6 +96,10 @@ def run(arguments: list[bytes]) -> int:
         # The helper sees to these itself, and after success the program ends, whatever comes in between.
         signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
         mounting.mount(config)
+        if os.isatty(2):
+            # Container engines take a line there for a failure; whoever types a word wrong doesn't read the log.
+            for option in config.unknown:
+                _say(f"option {option} has no effect here; ignored")
         # Nothing is left to do, and tidying up takes an interpreter longer than the mount took.
         os._exit(0)
     return 0

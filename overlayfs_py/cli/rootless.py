@@ -15,6 +15,13 @@ from overlayfs_py.runtime import userns
 _ENTERED: Final = "_OVL_ROOTLESS"
 _RANGES: Final = ("/etc/subuid", "/etc/subgid")
 
+_entered = False
+
+
+def entered() -> bool:
+    """Whether this process is in a namespace that enter() has made or joined: what it mounts, only such ones see."""
+    return _entered
+
 
 def enter(root: str | None) -> None:
     """Go on as uid 0 of a user and mount namespace, with the ids of /etc/subuid; nothing to do for root.
@@ -24,10 +31,12 @@ def enter(root: str | None) -> None:
     The process is replaced by one that does the same there. Raises Failure where there is no such namespace to be had.
     Source: unshare(1), --map-auto; subuid(5).
     """
+    global _entered
     claim = os.environ.pop(_ENTERED, None)
     if os.geteuid() == 0:
         if claim is not None:
             os.close(int(claim))
+            _entered = True
         return
     if claim is not None:
         raise Failure("the user namespace does not make this user root: look at /etc/subuid and newuidmap(1)")

@@ -36,7 +36,7 @@ def main() -> int:
 def missing() -> str | None:
     """What this installation lacks to serve containerd, and how to get it; None when nothing."""
     names = [name for name in ("grpc", "google.protobuf") if not _installed(name)]
-    return f"{' and '.join(names)} missing: pip install 'overlayfs-py[containerd]'" if names else None
+    return f"{' and '.join(names)} missing: {sys.executable} -m pip install grpcio protobuf" if names else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Layers
+from tests.options.rig import traced
 from tests.support.mounts import kernel_mount, our_mount
 from tests.support.syscalls import MNT_DETACH, umount
 
@@ -35,6 +37,19 @@ def mnt(base: Path) -> Iterator[Path]:
 
 def born(path: Path) -> str:
     return subprocess.run(["stat", "-c", "%W", path], capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def test_the_kernel_keeps_where_a_link_leads(layers: Layers) -> None:
+    (layers.lower / "link").symlink_to("somewhere")
+    with (
+        our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, "engine=native") as live,
+        traced(live.pid, ["readlinkat", "readlink"], layers.base / "trace") as seen,
+    ):
+        assert {os.readlink(layers.mnt / "link") for _ in range(5)} == {"somewhere"}
+        assert len([line for line in seen() if "link" in line]) == 1
+        os.unlink(layers.mnt / "link")
+        os.symlink("elsewhere", layers.mnt / "link")
+        assert os.readlink(layers.mnt / "link") == "elsewhere"
 
 
 def flags(path: Path) -> int:

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -372,6 +373,14 @@ def test_the_doctor_sees_that_the_device_is_hidden(layers: Layers, instead: str)
         assert "--device /dev/fuse" in said["/dev/fuse"]
         assert said["result"].startswith("no mount would work: /dev/fuse: ")
         assert call(*stack(layers)).returncode == 32
+
+
+def test_the_doctor_sees_that_the_device_may_not_be_opened(layers: Layers) -> None:
+    device = layers.base / "fuse"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(10, 229))
+    with bound(device, Path("/dev/fuse")):
+        said = doctor(status=1, program=("setpriv", "--reuid=65534", "--clear-groups", *_PROGRAM))
+        assert said["/dev/fuse"] == "Permission denied\n-> chmod 666 /dev/fuse, as root of the machine"
 
 
 def test_the_doctor_sees_a_user_namespace_that_may_not_mount(layers: Layers) -> None:

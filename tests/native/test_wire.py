@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,23 @@ def test_getattr(client: Wire, base: Path) -> None:
     assert fields == (FOREVER, 0, 0, *shown(u, (base / "upper" / "u").stat()))
     root = client.ask(3, 1, struct.pack("=IIQ", 1, 0, 77)).unpack("QII" + ATTR)
     assert root[3] == 1 and stat.S_ISDIR(root[12])
+
+
+def test_statx(client: Wire, base: Path) -> None:
+    u, path = client.look_up(b"u"), base / "upper" / "u"
+    st = path.stat()
+    layout = "QII16x" + "IIQIIIH2xQQQQ" + 4 * "qI4x" + "IIII112x"
+    fields = client.ask(52, u, struct.pack("=IIQII", 0, 0, 0, 0, 0xFFF)).unpack(layout)
+    assert fields[:3] == (FOREVER, 0, 0)
+    mask, block, attributes, nlink, uid, gid, mode, ino, size, blocks, known = fields[3:14]
+    assert (mask, block, attributes, known) == (0xFFF, st.st_blksize, 0, 0)
+    assert (nlink, uid, gid, mode) == (st.st_nlink, st.st_uid, st.st_gid, st.st_mode)
+    assert (ino, size, blocks) == (u, st.st_size, st.st_blocks)
+    accessed, born, changed, modified = (fields[at] * 10**9 + fields[at + 1] for at in range(14, 22, 2))
+    assert (accessed, modified, changed) == (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+    told = subprocess.run(["stat", "-c", "%W", path], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert born // 10**9 == int(told)
+    assert fields[22:24] == (0, 0), "the device that it is"
 
 
 def test_setattr(client: Wire, base: Path) -> None:

@@ -49,6 +49,14 @@ def test_a_file_that_the_kernel_knows_takes_some_four_hundred_bytes(many: Layers
 
 
 @pytest.mark.parametrize("native", [NATIVE, URING])
+def test_an_idle_mount_takes_little_memory(layers: Layers, over_uring: None, native: str) -> None:
+    with mounted(layers, native) as live:
+        os.listdir(layers.mnt)
+        lines = Path(f"/proc/{live.pid}/smaps_rollup").read_text().splitlines()
+        assert sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) < 25 << 10  # KiB
+
+
+@pytest.mark.parametrize("native", [NATIVE, URING])
 def test_memory_stays_bounded_while_many_files_are_walked(many: Layers, over_uring: None, native: str) -> None:
     with mounted(many, native, "max_nodes=2000") as live:
         before = private(live)

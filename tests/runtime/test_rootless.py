@@ -68,6 +68,14 @@ def test_a_user_who_may_not_open_fuse_is_told(rootless: Ovl) -> None:
     assert rootless.rows() == []
 
 
+def test_a_mount_that_nobody_would_see_is_refused(rootless: Ovl) -> None:
+    target = rootless.base / "mnt"
+    target.mkdir()
+    assert "only ovl itself would see a mount" in rootless.error("mount", "busy", target, status=1)
+    assert not list(rootless.base.glob("**/daemon-*"))
+    assert "no image and no container is mounted" in rootless.error("umount", target, status=1)
+
+
 def test_a_limit_that_a_user_can_not_set_is_an_error(rootless: Ovl) -> None:
     assert rootless.error(*RUN, "--memory", "20m", "busy", status=125).startswith("--memory cannot be set")
     assert rootless.rows() == []

@@ -109,7 +109,7 @@ def test_a_terminal_is_one_on_both_sides(ovl: Ovl) -> None:
     status, seen = in_terminal(ovl, *RUN, "-it", "-u", "root", "busy", "sh", typed=b"tty; echo a$((1+1))b; exit 5\r")
     assert status == 5
     assert b"/dev/pts/0" in seen and b"a2b" in seen
-    assert "needs a terminal" in ovl.error(*RUN, "-it", "busy", "sh", status=1)
+    assert "needs a terminal" in ovl.error(*RUN, "-it", "busy", "sh", status=125)
 
 
 def test_keys_leave_a_container_and_attach_comes_back_to_it(ovl: Ovl) -> None:
