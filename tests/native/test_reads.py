@@ -1,5 +1,6 @@
 """Files are read whole and right, whatever part of them is in the page cache of their layer."""
 
+import contextlib
 import errno
 import os
 import random
@@ -11,7 +12,7 @@ import pytest
 
 from tests.conftest import Layers
 from tests.filesystems.disks import holding
-from tests.options.rig import traced
+from tests.options.rig import traced, wait_until
 from tests.support.mounts import our_mount
 from tests.support.uring import switch_kept
 
@@ -71,6 +72,28 @@ def test_a_file_of_the_upper_layer_is_read_to_its_end(layers: Layers, mnt: Path)
         forget(mnt / name)
         forget(layers.upper / name)
         assert (mnt / name).read_bytes() == expected(name) + b"and more"
+
+
+def removed_files(pid: int) -> int:
+    """How many descriptors a process has of files that have no name any more."""
+    count = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        # It may be closed just now.
+        with contextlib.suppress(FileNotFoundError):
+            count += "(deleted)" in os.readlink(path)
+    return count
+
+
+def test_a_removed_file_is_closed_whichever_thread_had_it(layers: Layers, uring: str) -> None:
+    data = random.Random(1).randbytes(4 << 20)
+    with our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, f"engine=native,uring={uring}") as live:
+        with (layers.mnt / "gone").open("w+b", buffering=0) as file:
+            file.write(data)
+            forget(layers.upper / "gone")
+            forget(layers.mnt / "gone")
+            assert file.read() == b"" and os.pread(file.fileno(), len(data), 0) == data
+            os.unlink(layers.mnt / "gone")
+        wait_until(lambda: removed_files(live.pid) == 0)
 
 
 def test_many_who_wait_for_the_disk_get_what_is_theirs(layers: Layers, mnt: Path) -> None:

@@ -1,6 +1,7 @@
 """The threads that execute what may block."""
 
 import threading
+import weakref
 
 import pytest
 
@@ -116,4 +117,19 @@ def test_what_is_not_to_wait_is_refused_where_no_thread_is_free() -> None:
     assert begun.wait(30)
     assert not workers.submit(done.set, or_not=True)
     free.set()
+    workers.close()
+
+
+def test_a_thread_without_work_keeps_nothing_of_what_it_had() -> None:
+    class Held:
+        pass
+
+    workers = Workers(1)
+    held = Held()
+    kept = weakref.ref(held)
+    workers.submit(lambda held: None, held)
+    del held
+    while not workers._idle:
+        threading.Event().wait(0.001)
+    assert kept() is None
     workers.close()

@@ -18,17 +18,18 @@ T = TypeVar("T")
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., object])
 
-Kind = Literal["ext4", "kernel-overlay", "ours", "native", "passthrough"]
+Kind = Literal["ext4", "kernel-overlay", "ours", "native", "rings", "passthrough"]
 Flavour = Literal["usual", "read-only", "full", "relatime", "user-marks"]
 Place = Literal["fresh", "lower"]
 
 _CLOCK_REALTIME_COARSE: Final = 5  # linux/time.h; os and time lack it
 
-KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours", "native", "passthrough")
+KINDS: Final[tuple[Kind, ...]] = ("ext4", "kernel-overlay", "ours", "native", "rings", "passthrough")
 
 OURS: Final[dict[Kind, str]] = {
     "ours": "engine=portable",
     "native": "engine=native,uring=off",
+    "rings": "engine=native,uring=on",
     "passthrough": "engine=native,io=passthrough,uring=on",
 }
 """The options that choose what carries our requests: each engine, transport and I/O mode is among them."""
@@ -65,6 +66,7 @@ TRAITS: Final[dict[Kind, Traits]] = {
     "kernel-overlay": Traits(overlay=True, stale_maps=True, half_removed=True, rename_whiteout=False),
     "ours": Traits(overlay=True, tmpfile=False, fallocate=False, holes=False, locking_bit_stays=True),
     "native": Traits(overlay=True),
+    "rings": Traits(overlay=True),
     "passthrough": Traits(overlay=True),
 }
 

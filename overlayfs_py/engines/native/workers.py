@@ -74,15 +74,19 @@ class Workers:
         try:
             unpin()
             while (work := self._waiting.get()) is not None:
-                run, arguments = work
-                try:
-                    run(*arguments)
-                except Exception:
-                    log.exception("unexpected error in a worker, which goes on")
+                self._execute(*work)
+                # Its files are not to stay open until there is more to do.
+                del work
                 with self._lock:
                     self._idle += 1
         finally:
             self._ended.put(None)
+
+    def _execute(self, run: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        try:
+            run(*arguments)
+        except Exception:
+            log.exception("unexpected error in a worker, which goes on")
 
 
 def unpin() -> None:
