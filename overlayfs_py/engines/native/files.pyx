@@ -296,12 +296,45 @@ cdef Py_ssize_t do_fallocate(Session s, Request r) except -2:
 
 cdef Py_ssize_t do_lseek(Session s, Request r) except -2:
     cdef protocol.lseek_in* op = <protocol.lseek_in*>r.op
+    cdef Py_ssize_t length = 0
     if s.fs.config.writeback:
         # The kernel doesn't send what it has gathered before it asks, and a hole here may be data there.
         return never_ask()
-    found = OPERATIONS["lseek"](s.fs, s.node(r.nodeid), <int64_t>op.offset, op.whence)
+    try:
+        length = _seek(s, r)
+    except OSError as error:
+        if error.errno != errno.ENXIO or s.fs.upper is None:
+            raise
+        # No data any more: or none yet.
+    if length and (s.fs.upper is None or not passes_hole(s, r)):
+        return length
+    # The kernel doesn't send first what was stored there through a mapping, either. In a thread that does nothing else, as
+    # what it waits for takes the others.
+    s.flushing.submit(s._answer, r, _flush_and_seek, (s, r))
+    return DEFERRED
+
+
+cdef bint passes_hole(Session s, Request r) except -1:
+    """Whether the answer of do_lseek says that there is a hole somewhere."""
+    cdef int64_t found = (<protocol.lseek_out*>r.out).offset
+    cdef protocol.lseek_in* op = <protocol.lseek_in*>r.op
+    if op.whence == os.SEEK_DATA:
+        return found != <int64_t>op.offset
+    with s.lock:
+        return found < os.fstat(s.fs.files.held(s.node(r.nodeid), write=False).fd).st_size
+
+
+def _seek(Session s, Request r):
+    cdef protocol.lseek_in* op = <protocol.lseek_in*>r.op
+    with s.lock:
+        found = OPERATIONS["lseek"](s.fs, s.node(r.nodeid), <int64_t>op.offset, op.whence)
     (<protocol.lseek_out*>r.out).offset = found
     return sizeof(protocol.lseek_out)
+
+
+def _flush_and_seek(Session s, Request r):
+    s.through.forget(r.nodeid, (<protocol.lseek_in*>r.op).offset)
+    return _seek(s, r)
 
 
 cdef take_set_ids(Session s, Request r, Node node):
@@ -468,7 +501,7 @@ serves(protocol.WRITE, do_write, sizeof(protocol.write_in), UNLOCKED | OPEN_TO_A
 serves(protocol.FSYNC, do_fsync, sizeof(protocol.fsync_in), OPEN_TO_ALL)
 serves(protocol.SYNCFS, do_syncfs, 8, OPEN_TO_ALL)
 serves(protocol.FALLOCATE, do_fallocate, sizeof(protocol.fallocate_in), 0)
-serves(protocol.LSEEK, do_lseek, sizeof(protocol.lseek_in), 0)
+serves(protocol.LSEEK, do_lseek, sizeof(protocol.lseek_in), UNLOCKED)
 serves(protocol.COPY_FILE_RANGE, do_copy_file_range, sizeof(protocol.copy_file_range_in), 0)
 serves(protocol.COPY_FILE_RANGE_64, do_copy_file_range_64, sizeof(protocol.copy_file_range_in), 0)
 serves(protocol.OPEN, do_open, sizeof(protocol.open_in), 0)

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from overlayfs_py.core.nodes cimport Node
 
@@ -8,6 +8,8 @@ cdef enum:
     CACHED = 1
     THROUGH = 2
     WRITING = 4
+
+    ATTRIBUTES_ALONE = -1
 
 
 cdef class Passthrough:
@@ -26,4 +28,5 @@ cdef class Passthrough:
     cdef bint grows_old(self, uint64_t node_id)
     cdef bint _may_change(self, Node node)
     cdef int _register(self, Node node)
+    cdef forget(self, uint64_t node_id, int64_t offset)
     cdef _will_write(self, uint64_t node_id)

@@ -56,7 +56,8 @@ cdef class _Opened:
 
 
 cdef class Passthrough:
-    """The open files of a mount whose kernel does ask for opening. All is called with the session's lock held."""
+    """The open files of a mount whose kernel does ask for opening. All but forget() of data is called with the session's
+    lock held."""
 
     def __init__(self, fs, fuse_fd):
         self.fs = fs
@@ -147,14 +148,23 @@ cdef class Passthrough:
 
     cdef _will_write(self, uint64_t node_id):
         """Have the kernel ask for a node's attributes from now on: a mapping that is written tells it nothing."""
-        cdef inval_inode message
         self.writing[node_id] = self.writing.get(node_id, 0) + 1
+        self.forget(node_id, ATTRIBUTES_ALONE)
+
+    cdef forget(self, uint64_t node_id, int64_t offset):
+        """Have the kernel forget a node's attributes, and its data from an offset on, unless that is ATTRIBUTES_ALONE.
+
+        It sends what was changed through mappings first, and waits until that has been served.
+        """
+        cdef inval_inode message
+        cdef Py_ssize_t sent
         memset(&message, 0, sizeof(message))
         message.head.len = sizeof(message)
         message.head.error = protocol.NOTIFY_INVAL_INODE
         message.ino = node_id
-        # Attributes alone.
-        message.off = -1
-        if write(self.fuse_fd, &message, sizeof(message)) < 0 and c_errno not in (errno.ENOENT, errno.ENODEV):
+        message.off = offset
+        with nogil:
+            sent = write(self.fuse_fd, &message, sizeof(message))
+        if sent < 0 and c_errno not in (errno.ENOENT, errno.ENODEV):
             # ENOENT: the kernel has just made the file and knows nothing of it yet; ENODEV: unmounted
             log.error("the kernel can't be told that attributes change: %s", os.strerror(c_errno))

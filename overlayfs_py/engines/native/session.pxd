@@ -81,6 +81,8 @@ cdef class Session:
     cdef object pool
     # Threads that read and write data, other ones than those of jobs, which may take long.
     cdef object movers
+    # The one that waits until the kernel has sent what was changed through mappings.
+    cdef object flushing
     cdef object running
     cdef object listings
     cdef Plain plain

@@ -183,6 +183,7 @@ cdef class Session:
         self.lock = allocate_lock()
         self.pool = None
         self.movers = Workers(max(_WORKERS, os.cpu_count() or 1))
+        self.flushing = Workers(1)
         self.running = {}
         self.listings = Listings(_LISTINGS)
         self.plain = Plain(fs)
@@ -375,6 +376,7 @@ cdef class Session:
         self.ahead.close()
         self.pace.close()
         self.movers.close()
+        self.flushing.close()
         if self.pool is not None:
             self.pool.close()
         self.warm.close()
