@@ -447,6 +447,8 @@ def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
             if not complete:
                 os.close(target)
     node.metacopy = False
-    node.lowers = ()
+    if node.upper is not None:
+        # else: removed before it was copied up, as in _place
+        node.lowers = ()
     fs.files.adopt(node, target, write=True)
     return needed < st.st_size

@@ -34,7 +34,7 @@ class Caller(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch.
+    """What setattr is to change; None leaves a field as it is. Times are nanoseconds since the epoch, or sys.files.NOW.
 
     `clear_set_ids` takes set-user-id and set-group-id, where an engine has told the kernel to leave that to it;
     `in_group` tells whether who asks is in a group, of an id on disk, or may do as if. Without it, it is so.

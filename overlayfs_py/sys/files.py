@@ -9,6 +9,10 @@ import struct
 from overlayfs_py.sys.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, LIBC, last_error
 from overlayfs_py.sys.paths import fd_path
 
+NOW = 1 << 100
+"""For utimens and futimens: the time at which the filesystem is, whose clock is a coarser one than anybody else's."""
+
+_UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _SYS_FCHMODAT2 = 452
 _LISTING_BUFFER = 64 << 10
@@ -79,7 +83,10 @@ def make_node(dir_fd: int, name: bytes, mode: int, rdev: int) -> None:
 
 
 def utimens(dir_fd: int, name: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """Set times in nanoseconds since the epoch, of the name itself; None leaves one as it is. Source: utimensat(2)."""
+    """Set times in nanoseconds since the epoch, of the name itself, or to NOW; None leaves one as it is.
+
+    Source: utimensat(2).
+    """
     if _utimensat(dir_fd, name, ctypes.byref(_times(atime_ns, mtime_ns)), AT_SYMLINK_NOFOLLOW) != 0:
         raise last_error(name)
 
@@ -95,6 +102,8 @@ def _times(atime_ns: int | None, mtime_ns: int | None) -> "ctypes.Array[_Timespe
     for slot, ns in zip(times, (atime_ns, mtime_ns), strict=True):
         if ns is None:
             slot.tv_nsec = _UTIME_OMIT
+        elif ns == NOW:
+            slot.tv_nsec = _UTIME_NOW
         else:
             slot.tv_sec, slot.tv_nsec = divmod(ns, 1_000_000_000)
     return times

@@ -4,7 +4,6 @@
 import errno
 import os
 import stat
-import time
 
 from libc.errno cimport ENODATA
 from libc.stdint cimport INT64_MAX, uint32_t
@@ -21,6 +20,7 @@ from overlayfs_py.engines.native.session cimport Request, Session, serves
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines.native.session import NeverAsk, nothing
+from overlayfs_py.sys.files import NOW
 
 cdef enum:
     DIRECTORY = 0o040000
@@ -66,15 +66,12 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
     cdef Node node = s.node(r.nodeid)
     cdef protocol.attr_out* out = <protocol.attr_out*>r.out
     cdef stat_t own
-    now = None
     if valid & protocol.FATTR_SIZE and op.size > INT64_MAX:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if s.direct.change(node, op, &own):
         put_validity(s, r.nodeid, out)
         put_stat(&out.attr, node, &own)
         return sizeof(protocol.attr_out)
-    if valid & (protocol.FATTR_ATIME_NOW | protocol.FATTR_MTIME_NOW):
-        now = time.time_ns()
     clears = valid == 0 or bool(valid & protocol.FATTR_KILL_SUIDGID)
     changes = Changes(
         stat.S_IMODE(op.mode) if valid & protocol.FATTR_MODE else None,
@@ -82,9 +79,9 @@ cdef Py_ssize_t do_setattr(Session s, Request r) except -2:
         op.gid if valid & protocol.FATTR_GID else None,
         op.size if valid & protocol.FATTR_SIZE else None,
         None if not valid & protocol.FATTR_ATIME
-        else now if valid & protocol.FATTR_ATIME_NOW else get_time(op.atime, op.atimensec),
+        else NOW if valid & protocol.FATTR_ATIME_NOW else get_time(op.atime, op.atimensec),
         None if not valid & protocol.FATTR_MTIME
-        else now if valid & protocol.FATTR_MTIME_NOW else get_time(op.mtime, op.mtimensec),
+        else NOW if valid & protocol.FATTR_MTIME_NOW else get_time(op.mtime, op.mtimensec),
         clear_set_ids=clears,
         in_group=r.in_group(s) if clears else None,
     )
