@@ -63,9 +63,9 @@ def read(mnt: Path, number: int, count: int) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def start(layers: Layers, options: str, log: Path) -> subprocess.Popen[bytes]:
+def start(layers: Layers, uring: str, log: Path) -> subprocess.Popen[bytes]:
     """A daemon whose mount answers."""
-    stack = f"lowerdir={layers.lower},upperdir={layers.upper},workdir={layers.work},engine=native,{options}"
+    stack = f"lowerdir={layers.lower},upperdir={layers.upper},workdir={layers.work},engine=native,uring={uring}"
     command = [sys.executable, "-m", "overlayfs_py", "-f", "-o", stack, str(layers.mnt)]
     with log.open("ab") as sink:
         daemon = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
@@ -85,7 +85,7 @@ def test_a_connection_that_ends_under_load_leaves_nobody_waiting_and_nothing_beh
     log = layers.base / "log"
     done = 0
     for number in range(ROUNDS):
-        daemon = start(layers, f"uring={uring}", log)
+        daemon = start(layers, uring, log)
         try:
             done += end_under_load(layers, daemon, way, 0.05 + 0.05 * (number % 5))
         finally:
@@ -105,29 +105,6 @@ def test_a_connection_that_ends_under_load_leaves_nobody_waiting_and_nothing_beh
                 # Whatever was made is there: whole, not at all, or as far as the write came. The kill ends a
                 # write of the daemon's between two pages, as it would end the client's own.
                 assert path.read_bytes() in (b"", WHOLE[:4096], WHOLE)
-
-
-def test_a_daemon_that_answers_no_more_is_given_up(layers: Layers) -> None:
-    """The kernel looks every 15 seconds whether a request has waited for too long.
-
-    In a ring it doesn't see one that a stopped daemon hasn't fetched.
-    """
-    (layers.lower / "large-0").touch()
-    daemon = start(layers, "uring=off,request_timeout=1", layers.base / "log")
-    try:
-        device = mounted_at(layers.mnt)
-        assert device is not None
-        connections_made.add(device.partition(":")[2])
-        daemon.send_signal(signal.SIGSTOP)
-        client = Client(layers.mnt, 0, look)
-        client.thread.join(2 * PATIENCE)
-        given_up = client.error
-    finally:
-        daemon.kill()
-        daemon.wait(PATIENCE)
-        if mounted_at(layers.mnt):
-            unmount(layers.mnt)
-    assert given_up in LOST
 
 
 def end_under_load(layers: Layers, daemon: subprocess.Popen[bytes], way: str, delay: float) -> int:
