@@ -167,4 +167,4 @@ cdef class Passthrough:
             sent = write(self.fuse_fd, &message, sizeof(message))
         if sent < 0 and c_errno not in (errno.ENOENT, errno.ENODEV):
             # ENOENT: the kernel has just made the file and knows nothing of it yet; ENODEV: unmounted
-            log.error("the kernel can't be told that attributes change: %s", os.strerror(c_errno))
+            log.error("the kernel can't be told to forget what has changed: %s", os.strerror(c_errno))

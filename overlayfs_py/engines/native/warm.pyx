@@ -13,14 +13,8 @@ import os
 from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node
+from overlayfs_py.engines.native.pipes cimport RWF_NOWAIT, iovec, preadv2
 from overlayfs_py.engines.native.plain cimport Plain, stat
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    int RWF_NOWAIT
-    Py_ssize_t preadv2(int fd, const iovec* parts, int count, long offset, int flags)
 
 cdef extern from "<fcntl.h>" nogil:
     int POSIX_FADV_WILLNEED
