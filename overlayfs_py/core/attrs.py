@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from overlayfs_py.core import acl, copyup, objects, owners
+from overlayfs_py.core import acl, copyup, objects, owners, protection
 from overlayfs_py.core.create import ACL_ACCESS, ACL_DEFAULT
 from overlayfs_py.core.files import without_set_ids
 from overlayfs_py.core.nodes import Node
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
 
 _ACLS = (ACL_ACCESS, ACL_DEFAULT)
+# The kernel removes it before it writes, whether there is one or not.
+_CAPABILITY = b"security.capability"
 
 
 def getattr(fs: Overlay, node: Node) -> Attr:
@@ -31,6 +33,8 @@ def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
 
     Raises what those raise, and what copying up raises; then nothing is changed.
     """
+    fs.writable()
+    protection.check(fs, node, _forbidden_by(fs, changes))
     truncated = yield from copyup.copy_up(fs, node, data=changes.size is not None, size=changes.size)
     if changes.size is not None and not truncated:
         fd = fs.files.fd(node, write=True)
@@ -50,6 +54,19 @@ def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             files.futimens(fd, changes.atime_ns, changes.mtime_ns)
     return objects.attr(fs, node)
+
+
+def _forbidden_by(fs: Overlay, changes: Changes) -> int:
+    """The flags with which a file can't be changed so: to be touched it may be append-only (may_setattr in fs/attr.c).
+
+    A time of a change alone is what a kernel that gathers writes sends after them.
+    """
+    times = (changes.atime_ns, changes.mtime_ns)
+    if any(value is not None for value in (changes.mode, changes.uid, changes.gid, changes.size)):
+        return protection.BOTH
+    if times == (None, None) or (fs.config.writeback and changes.atime_ns is None):
+        return 0
+    return protection.IMMUTABLE if times == (files.NOW, files.NOW) else protection.BOTH
 
 
 def _change_by_name(fs: Overlay, node: Node, changes: Changes) -> bool:
@@ -128,6 +145,8 @@ def setxattr(
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         if not fs.ids.identity:
             value = _mapped(value, fs.ids.uid_to_disk, fs.ids.gid_to_disk)
+    fs.writable()
+    protection.check(fs, node)
     disk_key = fs.marks.to_disk(key)
     _check_flags(fs, node, disk_key, flags)
     yield from copyup.copy_up(fs, node, data=False)
@@ -172,6 +191,8 @@ def removexattr(fs: Overlay, node: Node, key: bytes) -> Steps[None]:
     """
     disk_key = fs.marks.to_disk(key)
     fs.writable()
+    if key != _CAPABILITY:
+        protection.check(fs, node)
     with objects.reached(fs, node) as fd:
         try:
             xattrs.fget(fd, disk_key)
@@ -179,6 +200,7 @@ def removexattr(fs: Overlay, node: Node, key: bytes) -> Steps[None]:
             if error.errno == errno.ENODATA and key in _ACLS:
                 return
             raise
+    protection.check(fs, node)
     yield from copyup.copy_up(fs, node, data=False)
     with objects.reached(fs, node) as fd:
         xattrs.fremove(fd, disk_key)

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from overlayfs_py.core import index, lookup, nameless, objects, owners
+from overlayfs_py.core import index, lookup, nameless, objects, owners, protection
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Job, Steps
@@ -179,7 +179,7 @@ def _set_origin(fs: Overlay, staged: Staged, origin: bytes | None) -> None:
 def _copy_metadata(
     fs: Overlay, lower: Real, source: int, staged: Staged, st: os.stat_result, *, opened: bool = False
 ) -> int:
-    """Owner, xattrs with ACLs, and mode; the answer is the copy's inode number.
+    """Owner, xattrs with ACLs, mode and flags; the answer is the copy's inode number.
 
     A change of owner clears set-id bits and capabilities, so it comes first. The mode comes after the ACL, as an ACL of
     the lower layer may disagree with it. `opened` says that the source is no O_PATH descriptor.
@@ -190,6 +190,7 @@ def _copy_metadata(
     _copy_xattrs(fs, source if opened else fd_path(source), staged)
     if not stat.S_ISLNK(mode):
         owners.set_mode(fs, staged, stat.S_IMODE(mode))
+    protection.copy(fs, source, staged, stat.S_IFMT(st.st_mode), opened=opened)
     return made.st_ino
 
 

@@ -1,7 +1,9 @@
 """New objects: files, directories, symbolic links, special files, hard links.
 
-Where the caller is the daemon's own user, the system call in the upper directory does everything at once. For anyone
-else the object is built in the work directory, with its owner, ACL and mode, and then published.
+A system call in the upper directory, made as the caller's, does everything at once: what the directory hands down, as
+its group, an ACL, flags or a project id, is for its filesystem to know. Where that call would make something else than
+the mount is to show, or there is a whiteout to replace, the object is built in the work directory, with its owner, ACL
+and mode, and then published.
 Source: fs/overlayfs/dir.c.
 """
 
@@ -11,13 +13,14 @@ import errno
 import os
 import stat
 
-from overlayfs_py.core import acl, copyup, index, lookup, marks, nameless, objects, owners
+from overlayfs_py.core import acl, copyup, index, lookup, marks, nameless, objects, owners, protection
 from overlayfs_py.core.files import File
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Caller, Steps
 from overlayfs_py.core.work import Staged
 from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, xattrs
+from overlayfs_py.sys.credentials import acting_as
 from overlayfs_py.sys.rename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
@@ -33,10 +36,11 @@ def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) ->
     """Make a regular file and open it for reading and writing; EEXIST where the name is taken."""
     over_whiteout = _make_room(fs, parent, name)
     file_fd = -1
-    if not over_whiteout and _is_own(fs, caller) and not marks.is_dot_name(name):
+    if not over_whiteout and _is_for_disk(fs, caller) and not marks.is_dot_name(name):
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         os.umask(caller.umask)
-        file_fd = os.open(name, flags, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
+        with acting_as(caller.uid, caller.gid):
+            file_fd = os.open(name, flags, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
         try:
             st = os.fstat(file_fd)
         except OSError:
@@ -71,9 +75,10 @@ def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rde
     if stat.S_ISCHR(mode) and rdev == marks.WHITEOUT_DEVICE:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     over_whiteout = _make_room(fs, parent, name)
-    if not over_whiteout and _is_own(fs, caller) and not marks.is_dot_name(name):
+    if not over_whiteout and _is_for_disk(fs, caller) and not marks.is_dot_name(name):
         os.umask(caller.umask)
-        files.make_node(fs.dir_fd(parent), name, mode, rdev)
+        with acting_as(caller.uid, caller.gid):
+            files.make_node(fs.dir_fd(parent), name, mode, rdev)
         st = _stat_new(fs, parent, name)
     else:
         work = fs.writable()
@@ -91,8 +96,9 @@ def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rde
 def symlink(fs: Overlay, caller: Caller, parent: Node, name: bytes, target: bytes) -> Node:
     """Make a symbolic link to `target`; EEXIST where the name is taken."""
     over_whiteout = _make_room(fs, parent, name)
-    if not over_whiteout and _is_own(fs, caller):
-        os.symlink(target, name, dir_fd=fs.dir_fd(parent))
+    if not over_whiteout and _is_for_disk(fs, caller):
+        with acting_as(caller.uid, caller.gid):
+            os.symlink(target, name, dir_fd=fs.dir_fd(parent))
         st = _stat_new(fs, parent, name)
     else:
         staged = fs.writable().stage_symlink(target)
@@ -107,10 +113,12 @@ def symlink(fs: Overlay, caller: Caller, parent: Node, name: bytes, target: byte
 def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> Node:
     """Make a directory; EEXIST where the name is taken. It is opaque where lower layers could show through."""
     over_whiteout = _make_room(fs, parent, name)
-    if not over_whiteout and not parent.lowers and _is_own(fs, caller):
+    if not over_whiteout and _is_for_disk(fs, caller):
         os.umask(caller.umask)
-        os.mkdir(name, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
-        st = _stat_new(fs, parent, name)
+        with acting_as(caller.uid, caller.gid):
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
+        # Without a whiteout, no lower layer has the name: the mark spares looking for all that is below it.
+        st = _stat_new(fs, parent, name, opaque=bool(parent.lowers))
     else:
         staged = fs.writable().stage_dir()
         try:
@@ -133,9 +141,12 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
     """Give `node` the further name `name` in `parent`; EEXIST where it is taken, EMLINK as the upper layer has it."""
     if stat.S_ISDIR(node.kind):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    fs.writable()
+    protection.check(fs, node)
+    protection.check(fs, parent, protection.IMMUTABLE)
     yield from copyup.copy_up(fs, node, data=False)
-    if node.removed and node.name:
-        # Only a file opened with O_TMPFILE can come back from having no name.
+    if node.removed and node.name and objects.attr(fs, node).nlink == 0:
+        # Only a file opened with O_TMPFILE can come back from having no name. One may have names nobody has looked up.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), node.name)
     over_whiteout = _make_room(fs, parent, name)
     work = fs.writable()
@@ -182,9 +193,17 @@ def link(fs: Overlay, node: Node, parent: Node, name: bytes) -> Steps[Node]:
 def tmpfile(fs: Overlay, caller: Caller, parent: Node, mode: int) -> Node:
     """Make a regular file without a name (O_TMPFILE), which link may give one later."""
     _check_parent(fs, parent, b"")
-    staged = fs.writable().stage_file(0o600)
+    work = fs.writable()
+    in_place = work.tmpfiles and _is_for_disk(fs, caller)
+    if in_place:
+        os.umask(caller.umask)
+        with acting_as(caller.uid, caller.gid):
+            staged = Staged(work, files.tmpfile(fs.dir_fd(parent), stat.S_IMODE(mode)), None, opened=True)
+    else:
+        staged = work.stage_file(0o600)
     try:
-        _finish(fs, caller, parent, staged, stat.S_IFREG | stat.S_IMODE(mode), b"")
+        if not in_place:
+            _finish(fs, caller, parent, staged, stat.S_IFREG | stat.S_IMODE(mode), b"")
         st = os.fstat(staged.fd)
         assert parent.upper is not None
         node = Node(stat.S_IFREG, parent, b"", Real(parent.upper.layer, parent.upper, b""), ())
@@ -234,14 +253,21 @@ def _check_parent(fs: Overlay, parent: Node, name: bytes) -> None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
     if parent.removed:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    protection.check(fs, parent, protection.IMMUTABLE)
     copyup.copy_up_dirs(fs, parent)
 
 
-def _is_own(fs: Overlay, caller: Caller) -> bool:
-    """Whether a system call of the daemon makes just what `caller` would make on a plain filesystem."""
+def _is_for_disk(fs: Overlay, caller: Caller) -> bool:
+    """Whether a system call made as the caller's makes just what it would make on a plain filesystem."""
     assert fs.upper is not None
-    same = caller.uid == os.geteuid() and caller.gid == os.getegid() and not caller.labels
-    return same and fs.ids.identity and fs.upper.override is None and not _without_acls(fs)
+    same = caller.uid == os.geteuid() and caller.gid == os.getegid()
+    return (
+        (same or fs.acts_as_others)
+        and not caller.labels
+        and fs.ids.identity
+        and fs.upper.override is None
+        and not _without_acls(fs)
+    )
 
 
 def _without_acls(fs: Overlay) -> bool:
@@ -295,10 +321,12 @@ def _default_acl(fs: Overlay, parent: Node) -> bytes | None:
         return None
 
 
-def _stat_new(fs: Overlay, parent: Node, name: bytes) -> os.stat_result:
-    """The attributes of an object just made; if they can't be had it is made undone."""
+def _stat_new(fs: Overlay, parent: Node, name: bytes, *, opaque: bool = False) -> os.stat_result:
+    """The attributes of an object just made, marked if it is to be `opaque`; if that fails it is made undone."""
     dir_fd = fs.dir_fd(parent)
     try:
+        if opaque:
+            xattrs.set(dir_fd, name, fs.marks.opaque, b"y")
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except OSError:
         try:
@@ -312,4 +340,6 @@ def _new_node(fs: Overlay, parent: Node, name: bytes, st: os.stat_result) -> Nod
     assert parent.upper is not None
     upper = Real(parent.upper.layer, parent.upper, name)
     found = lookup.Found(st, upper, (), fs.numbers.number(st.st_dev, st.st_ino))
-    return lookup.node_for(fs, parent, name, found)
+    node = lookup.node_for(fs, parent, name, found)
+    protection.note(node, 0)
+    return node

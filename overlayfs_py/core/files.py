@@ -9,7 +9,7 @@ import os
 import stat
 
 from overlayfs_py.config import MS_NOATIME
-from overlayfs_py.core import copyup, objects
+from overlayfs_py.core import copyup, objects, protection
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import InGroup, Job, Steps
 from overlayfs_py.records import TYPE_CHECKING, OrderedDict
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _PIECE = 64 << 20  # bytes copied before a look whether that is still wanted
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 
 
 class File:
@@ -84,13 +85,10 @@ class FileCache:
             return held
         if not write:
             return self.adopt(node, self._open(node, os.O_RDONLY), write=False)
-        try:
-            return self.adopt(node, self._open(node, os.O_RDWR), write=True)
-        except PermissionError as error:
-            if error.errno != errno.EPERM:
-                raise
-            # it may only grow, or is immutable, which the second attempt tells
+        protection.check(self.fs, node, protection.IMMUTABLE)
+        if protection.of(self.fs, node):
             return self.adopt(node, self._open(node, os.O_RDWR | os.O_APPEND), write=True, append=True)
+        return self.adopt(node, self._open(node, os.O_RDWR), write=True)
 
     def _replaced(self, node: Node, held: Backing) -> bool:
         """Whether a lower file is another by now, which only a mount with a timeout is to notice."""
@@ -141,10 +139,11 @@ def open_file(fs: Overlay, node: Node, flags: int) -> Steps[File]:
     noatime = bool(flags & os.O_NOATIME) and not fs.config.mount_flags & MS_NOATIME
     file = File(node, noatime=noatime)
     if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        fs.writable()
+        appends = flags & os.O_APPEND and not flags & os.O_TRUNC
+        protection.check(fs, node, protection.IMMUTABLE if appends else protection.BOTH)
         truncated = yield from copyup.copy_up(fs, node, size=0 if flags & os.O_TRUNC else None)
         backing = fs.files.held(node, write=True)
-        if backing.append and not flags & os.O_APPEND:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), node.name)
         if flags & os.O_TRUNC and not truncated:
             os.ftruncate(backing.fd, 0)
     else:
@@ -241,6 +240,8 @@ def fsync_dir(fs: Overlay, node: Node, *, data_only: bool) -> Steps[None]:
 
 def allocate(fs: Overlay, node: Node, mode: int, offset: int, length: int) -> Steps[None]:
     """fallocate(2) with its mode bits; a range of a lower file is allocated, or punched, in its copy."""
+    fs.writable()
+    protection.check(fs, node, protection.BOTH if mode & ~_KEEP_SIZE else protection.IMMUTABLE)
     yield from copyup.copy_up(fs, node)
     sys_files.allocate(fs.files.fd(node, write=True), mode, offset, length)
 
@@ -257,6 +258,8 @@ def copy_range(
 
     Raises what that raises; EXDEV where the two files' layers can't do it, and the caller then copies by hand.
     """
+    fs.writable()
+    protection.check(fs, target, protection.IMMUTABLE)
     yield from copyup.copy_up(fs, target)
     reading, writing = fs.files.held(source, write=False), fs.files.held(target, write=True)
     copied = 0

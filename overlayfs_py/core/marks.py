@@ -72,6 +72,7 @@ class Marks:
         "opaque",
         "origin",
         "prefix",
+        "protattr",
         "redirect",
         "upper",
         "whiteout",
@@ -87,6 +88,7 @@ class Marks:
         self.upper = self.prefix + b"upper"
         self.metacopy = self.prefix + b"metacopy"
         self.whiteout = self.prefix + b"whiteout"
+        self.protattr = self.prefix + b"protattr"
         # Says that a file whose name looks like an AUFS-style mark is none; no other overlay knows it, all hide it.
         self.literal = self.prefix + b"literal"
 

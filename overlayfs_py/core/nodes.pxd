@@ -21,11 +21,12 @@ cdef class Node:
     cdef public bytes redirect
     cdef public unsigned long long upper_ino
     cdef public long lookups
-    cdef public unsigned int kind
     cdef public int opens
     cdef public int nlink
     cdef public int pinned
     cdef public unsigned int generation
+    cdef public unsigned short kind
+    cdef public unsigned char protection
     # Yes or no.
     cdef public unsigned char removed
     cdef public unsigned char indexed

@@ -57,6 +57,7 @@ class Node:
         "opens",
         "parent",
         "pinned",
+        "protection",
         "redirect",
         "removed",
         "upper",
@@ -90,6 +91,8 @@ class Node:
         self.metacopy = False
         # The upper part of a directory is known to hold no name that begins like an AUFS-style mark.
         self.markless = False
+        # What protection knows of its flags; 0: nothing.
+        self.protection = 0
 
     @property
     def lowers(self) -> tuple[Real, ...]:

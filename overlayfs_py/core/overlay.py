@@ -41,6 +41,7 @@ class Overlay:
     """
 
     __slots__ = (
+        "acts_as_others",
         "close_later",
         "config",
         "copying",
@@ -78,6 +79,7 @@ class Overlay:
         Raises LayerError, with one line that says what is wrong, before anything is changed but the work directory.
         """
         self.config = config
+        self.acts_as_others = credentials.may_act_as_others()
         self.layers: list[Layer] = []
         self.work: Work | None = None
         self.index: Layer | None = None

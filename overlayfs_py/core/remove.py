@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from overlayfs_py.core import copyup, index, lookup, nameless, objects, owners, readdir
+from overlayfs_py.core import copyup, index, lookup, nameless, objects, owners, protection, readdir
 from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
@@ -31,6 +31,7 @@ def unlink(fs: Overlay, parent: Node, name: bytes) -> Steps[None]:
         node = lookup.lookup(fs, parent, name)
         if node.kind == stat.S_IFDIR:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        protection.check_removal(fs, parent, node)
         yield from prepare_linked(fs, node, parent, name)
     _remove(fs, node, parent, name)
 
@@ -41,6 +42,7 @@ def rmdir(fs: Overlay, parent: Node, name: bytes) -> Steps[None]:
     if node.kind != stat.S_IFDIR:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
     fs.writable()
+    protection.check_removal(fs, parent, node)
     if not readdir.is_empty(fs, node):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
     _remove(fs, node, parent, name)

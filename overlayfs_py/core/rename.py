@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from overlayfs_py.core import copyup, lookup, marks, nameless, objects, readdir, remove
+from overlayfs_py.core import copyup, lookup, marks, nameless, objects, protection, readdir, remove
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
 from overlayfs_py.core.work import Staged
@@ -55,6 +55,8 @@ def rename(
     while not ready:
         old = _Place(old_parent, old_name, lookup.lookup(fs, old_parent, old_name))
         new = _Place(new_parent, new_name, _lookup_or_none(fs, new_parent, new_name))
+        if old.node is not new.node:
+            _check_protection(fs, old, new)
         _check(fs, old, new, flags)
         if old.node is new.node:
             # Two names of one object: nothing to do, says rename(2).
@@ -94,6 +96,15 @@ def _check(fs: Overlay, old: _Place, new: _Place, flags: int) -> None:
     if new.node is not None and new.node is not old.node and not flags & RENAME_EXCHANGE:
         _check_replaceable(fs, old.node, new.node)
         _check_one_step(fs, old, flags)
+
+
+def _check_protection(fs: Overlay, old: _Place, new: _Place) -> None:
+    assert old.node is not None
+    protection.check_removal(fs, old.parent, old.node)
+    if new.node is None:
+        protection.check(fs, new.parent, protection.IMMUTABLE)
+    else:
+        protection.check_removal(fs, new.parent, new.node)
 
 
 def _check_movable(fs: Overlay, node: Node) -> None:

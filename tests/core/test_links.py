@@ -176,3 +176,12 @@ def test_symbolic_links_and_devices_can_be_linked_too(make: Maker) -> None:
         assert group(rig, b"fifo", b"fifo2") == (1, {2})
         assert rig.attr(b"sym2").uid == 5
         assert rig.attr(b"fifo2").mode & 0o777 == 0o600
+
+
+def test_what_lost_one_name_gets_another_while_one_is_left_that_nobody_looked_up(make: Maker) -> None:
+    rig = make((Node(b"d/below"),), upper=(Node(b"a", data=b"data"), Node(b"b", kind="link", data=b"a")))
+    with rig.opened(b"a") as file:
+        rig.unlink(b"a")
+        rig.call("link", file.node, *rig.place(b"d/new"))
+    assert rig.read(b"d/new") == rig.read(b"b") == b"data"
+    assert group(rig, b"d/new", b"b") == (1, {2})

@@ -204,3 +204,14 @@ def test_an_open_file_is_linked_by_its_descriptor_path(root: Root) -> None:
         calls.link_following(f"/proc/self/fd/{descriptor}", "second")
         assert os.fstat(descriptor).st_nlink == 2
     assert os.path.samestat(os.stat("moved"), os.stat("second"))
+
+
+@prepared(build_linked)
+def test_an_open_file_is_linked_by_its_descriptor_path_once_one_of_its_names_is_gone(root: Root) -> None:
+    with opened("f") as descriptor:
+        os.unlink("f")
+        calls.link_following(f"/proc/self/fd/{descriptor}", "back")
+        assert os.fstat(descriptor).st_nlink == 3
+        for name in ("g", "d/h", "back"):
+            assert os.path.samestat(os.stat(name), os.fstat(descriptor))
+    assert read("back") == b"data"

@@ -7,7 +7,7 @@ be sure to need no more than that is left to core, which does the same in more t
 
 import os
 
-from libc.errno cimport EEXIST, ENODATA, ENOENT, ENOSYS, ENOTEMPTY, EOPNOTSUPP, errno
+from libc.errno cimport EEXIST, ENODATA, ENOENT, ENOSYS, ENOTEMPTY, EOPNOTSUPP, EOVERFLOW, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
 from posix.unistd cimport close, ftruncate
@@ -50,6 +50,19 @@ cdef extern from "<unistd.h>" nogil:
     int unlinkat(int dir_fd, const char* path, int flags)
     long syscall(long number, ...)
 
+cdef extern from "<sys/fsuid.h>" nogil:
+    int setfsuid(uint32_t uid)
+    int setfsgid(uint32_t gid)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_capget, SYS_capset
+
+cdef extern from "<linux/capability.h>" nogil:
+    unsigned int _LINUX_CAPABILITY_VERSION_3
+    struct cap_header "__user_cap_header_struct":
+        unsigned int version
+        int pid
+
 cdef extern from "<stdio.h>" nogil:
     int renameat(int old_fd, const char* old, int dir_fd, const char* path)
     int renameat2(int old_fd, const char* old, int dir_fd, const char* path, unsigned int flags)
@@ -64,6 +77,8 @@ cdef enum:
     SET_IDS = 0o6000
     SET_GROUP_ID = 0o2000
     NAME_MAX = 255
+    UNPROTECTED = 1  # Node.protection
+    NOBODY = 0xFFFFFFFF
     RENAME_NOREPLACE = 1
     # Linux 6.6; the number is the same on every architecture but alpha.
     SYS_FCHMODAT2 = 452
@@ -78,6 +93,16 @@ def own_umask(Session session):
     """Give this thread a umask of its own (unshare(2), CLONE_FS); where it may not have one, all take turns."""
     if unshare(CLONE_FS) != 0:
         session.direct.side_by_side = False
+
+
+cdef bint act_as(uint32_t uid, uint32_t gid, cap_sets* sets) noexcept nogil:
+    """Have what this thread makes belong to others, as core's acting_as; it may then do what `sets` say."""
+    cdef cap_header header
+    header.version, header.pid = _LINUX_CAPABILITY_VERSION_3, 0
+    setfsgid(gid)
+    setfsuid(uid)
+    # They tell who it was before, and not whether they have failed.
+    return <uint32_t>setfsuid(NOBODY) == uid and <uint32_t>setfsgid(NOBODY) == gid and not syscall(SYS_capset, &header, sets)
 
 
 cdef class Direct:
@@ -97,6 +122,9 @@ cdef class Direct:
         self.on = fs.work is not None and plain.as_stored
         self.on = self.on and not (config.noacl or config.noxattrs or config.security_label)
         self.uid, self.gid = os.geteuid(), os.getegid()
+        cdef cap_header header
+        header.version, header.pid = _LINUX_CAPABILITY_VERSION_3, 0
+        self.acts = self.on and fs.acts_as_others and syscall(SYS_capget, &header, &self.sets) == 0
         self.work = fs.work
         # What is made in the work directory is to be as it would be in any other.
         self.stages = self.on and fs.work.whiteouts == "device" and not hands_down(fs.work.fd)
@@ -115,32 +143,34 @@ cdef class Direct:
         )
 
     cdef Node create(self, Request r, Node parent, bytes name, uint32_t mode, uint32_t umask, stat* st):
-        """The node of a regular file made under a free name for the daemon's own user, attributes in `st`; None leaves
-        it to core. Its descriptor is kept, as who makes a file writes to it."""
+        """The node of a regular file made under a free name, attributes in `st`; None leaves it to core. Its descriptor
+        is kept, as who makes a file writes to it."""
         cdef int fd, number
+        cdef bint own = r.uid == self.uid and r.gid == self.gid
         cdef Node node
         if (
             not self.on
             or mode & FORMAT != REGULAR
-            or r.uid != self.uid
-            or r.gid != self.gid
+            or not (own or self.acts)
             or parent.upper is None
             or parent.pinned >= 0
             or parent.removed
             or len(name) > NAME_MAX
             or name.startswith(b".wh.")
             or (parent.children is not None and name in parent.children)
+            or not self.plain.unprotected(parent)
         ):
             return None
-        fd = self._make(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st)
+        fd = self._make(r, self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st, own)
         if fd == -EEXIST:
-            fd = self._make_in_place(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st)
+            fd = self._make_in_place(self.dirs.fd(parent.upper), name, mode & PERMISSIONS, umask, st) if own else -1
             if fd < 0:
                 return None
         if fd < 0:
             raise OSError(-fd, os.strerror(-fd), name)
         node = Node(REGULAR, parent, name, Real(parent.upper.layer, parent.upper, name), ())
         node.upper_ino = st.st_ino
+        node.protection = UNPROTECTED
         self.fs.nodes.add(node, self.fs.numbers.number(st.st_dev, st.st_ino))
         if parent.children is None:
             parent.children = {}
@@ -148,20 +178,25 @@ cdef class Direct:
         self.fs.files.adopt(node, fd, write=True)
         return node
 
-    cdef int _make(self, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st):
+    cdef int _make(self, Request r, int dir_fd, bytes name, uint32_t mode, uint32_t umask, stat* st, bint own):
         """The descriptor of a new file, or minus the error number."""
         cdef int fd
-        cdef int number = 0
+        cdef int number
         cdef const char* path = name
         if self.side_by_side:
             self.dirs.hold()
             self.lock.release()
         with nogil:
             set_umask(umask)
-            fd = openat(dir_fd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
-            if fd < 0:
-                number = errno
-            elif fstat(fd, st) != 0:
+            if own or act_as(r.uid, r.gid, &self.sets):
+                fd = openat(dir_fd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode)
+                number = errno if fd < 0 else 0
+            else:
+                fd, number = -1, EOVERFLOW
+            if not own:
+                setfsuid(self.uid)
+                setfsgid(self.gid)
+            if fd >= 0 and fstat(fd, st) != 0:
                 number = errno
                 close(fd)
                 unlinkat(dir_fd, path, 0)
@@ -213,6 +248,7 @@ cdef class Direct:
             or not valid & CHANGES
             or (node.kind == LINK and valid & protocol.FATTR_MODE)
             or not self._is_own(node)
+            or not self.plain.unprotected(node)
         ):
             return False
         if valid & protocol.FATTR_SIZE:
@@ -263,6 +299,8 @@ cdef class Direct:
         cdef Real real
         if not self.on or not self._is_own(node) or key.startswith(self.plain.prefix):
             return False
+        if not self.plain.unprotected(node):
+            return False
         real = node.upper
         snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", <int>self.dirs.fd(real.parent), <const char*>real.name)
         if lsetxattr(path, key, value, size, flags) != 0:
@@ -282,7 +320,7 @@ cdef class Direct:
         if parent.children is None or not self._is_writable(parent):
             return False
         node = parent.children.get(name)
-        if node is None or (node.kind == DIRECTORY) != directory:
+        if node is None or (node.kind == DIRECTORY) != directory or not self.plain.unprotected(node):
             return False
         if node.upper is None:
             return self._hide(node, parent, name)
@@ -330,6 +368,8 @@ cdef class Direct:
         replaced = new_parent.children.get(new_name) if new_parent.children is not None else None
         if replaced is not None and (replaced is node or not self._may_go(replaced, new_parent, new_name)):
             return False
+        if not self.plain.unprotected(node) or (replaced is not None and not self.plain.unprotected(replaced)):
+            return False
         old_fd, new_fd = self.dirs.fd(old_parent.upper), self.dirs.fd(new_parent.upper)
         if replaced is not None and replaced.upper is not None and not self._pin(replaced, new_fd, new_name, &pinned):
             return False
@@ -347,9 +387,15 @@ cdef class Direct:
         moved(node, old_parent, old_name, new_parent, new_name)
         return True
 
-    cdef bint _is_writable(self, Node parent):
+    cdef bint _is_writable(self, Node parent) except -1:
         """Whether names can be changed in a directory as it is in the upper layer."""
-        return self.on and parent.upper is not None and parent.pinned < 0 and not parent.removed
+        return (
+            self.on
+            and parent.upper is not None
+            and parent.pinned < 0
+            and not parent.removed
+            and self.plain.unprotected(parent)
+        )
 
     cdef bint _is_here(self, Node node, Node parent, bytes name):
         """Whether an object is one of the upper layer alone that has this name there."""

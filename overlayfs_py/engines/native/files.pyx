@@ -21,7 +21,7 @@ from overlayfs_py.engines.native.session cimport (
 )
 
 from overlayfs_py.core import files as core_files
-from overlayfs_py.core import flags
+from overlayfs_py.core import flags, protection
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines import machine
@@ -37,6 +37,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     SET_IDS = 0o6000
+    REGULAR = 0o100000
 
     # Bytes of a write that is worth another thread, nanoseconds after which one has waited for its disk, and for how
     # long after it others are thought to.
@@ -243,6 +244,7 @@ def _write(Session s, Request r, backing):
 
 
 def _ready_to_write(Session s, Node node):
+    protection.check(s.fs, node, protection.IMMUTABLE)
     yield from core_files.copyup.copy_up(s.fs, node)
     return s.fs.files.held(node, write=True)
 
@@ -483,12 +485,23 @@ cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
     if op.cmd in flags.WRITING:
         if op.in_size > r.size:
             raise OSError(errno.EIO, "a value cut short")
-        with s.lock:
-            return s.run(r, OPERATIONS["set_flags"](s.fs, s.node(r.nodeid), op.cmd, r.data[: op.in_size]), put_ioctl)
+        # What was stored through a mapping while that was allowed is not to be refused.
+        s.flushing.submit(s._answer, r, _flush_and_set_flags, (s, r))
+        return DEFERRED
     # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer. Whatever Python opens it asks
     # for a terminal's settings, so this is no place for an exception.
     r.error = ENOTTY
     return 0
+
+
+def _flush_and_set_flags(Session s, Request r):
+    cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
+    with s.lock:
+        node = s.node(r.nodeid)
+    if node.kind == REGULAR:
+        s.through.forget(r.nodeid, 0)
+    with s.lock:
+        return s.run(r, OPERATIONS["set_flags"](s.fs, node, op.cmd, r.data[: op.in_size]), put_ioctl)
 
 
 def put_ioctl(Session session, Request request, value):

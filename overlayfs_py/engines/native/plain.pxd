@@ -71,6 +71,8 @@ cdef class Plain:
     cdef bytes prefix
     # The xattr without which a directory has no whiteouts that are files.
     cdef bytes opaque
+    # The xattr that an object has which is immutable or append-only.
+    cdef bytes protattr
     # Whether attributes are shown as the layers have them.
     cdef bint as_stored
     cdef bint static_nlink
@@ -87,6 +89,7 @@ cdef class Plain:
     cdef int open(self, Node node, stat* st) except? -1
     cdef bint still(self, Node node)
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1
+    cdef bint unprotected(self, Node node) except -1
     cdef bint shown(self, Node node, stat* st)
     cdef Py_ssize_t xattr(self, Node node, bytes key, char* value, size_t size) except? -1
     cdef bint bare(self, Node node) except -1

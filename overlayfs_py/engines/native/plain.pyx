@@ -13,6 +13,7 @@ from posix.unistd cimport close
 from overlayfs_py.core.nodes cimport Node, Real
 
 from overlayfs_py.core.merged import EVERYWHERE, positions
+from overlayfs_py.core.protection import of as protection_of
 from overlayfs_py.core.readdir import merge_layer
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -26,9 +27,10 @@ cdef extern from "<sys/stat.h>" nogil:
         uint32_t tv_nsec
     struct statx_buf "statx":
         uint32_t stx_mask
+        uint64_t stx_attributes
         statx_timestamp stx_btime
     int read_statx "statx"(int dir_fd, const char* path, int flags, unsigned int mask, statx_buf* st)
-    unsigned int STATX_BTIME
+    unsigned int STATX_BTIME, STATX_TYPE
 
 cdef extern from "<fcntl.h>" nogil:
     int AT_EMPTY_PATH, O_NOCTTY, O_NONBLOCK
@@ -62,6 +64,10 @@ cdef enum:
     # As of core's merged directories.
     BYTES_A_MISS = 1024
 
+    # Node.protection without a flag, and the flags.
+    KNOWN = 1
+    PROTECTED = 0x30
+
     GONE = 0
     FOUND = 1
     HIDDEN = 2
@@ -87,6 +93,7 @@ cdef class Plain:
         self.upper_misses = {}
         self.prefix = fs.marks.prefix
         self.opaque = fs.marks.opaque
+        self.protattr = fs.marks.protattr
         self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
         self.for_ever = fs.config.timeout == float("inf")
         self.static_nlink = fs.config.static_nlink
@@ -310,6 +317,25 @@ cdef class Plain:
             return False
         seconds[0], nanoseconds[0] = found.stx_btime.tv_sec, found.stx_btime.tv_nsec
         return True
+
+    cdef bint unprotected(self, Node node) except -1:
+        """Whether a node is neither immutable nor append-only, as core's protection has it."""
+        cdef statx_buf found
+        cdef Real real
+        cdef int dir_fd
+        if node.protection:
+            return node.protection == KNOWN
+        real = topmost(node)
+        if node.pinned < 0 and real.parent is not None:
+            dir_fd = self.dirs.fd(real.parent)
+            if (
+                read_statx(dir_fd, real.name, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &found) == 0
+                and not found.stx_attributes & PROTECTED
+                and (node.upper is None or get_xattr(dir_fd, real.name, self.protattr, NULL, 0) < 0 and errno == ENODATA)
+            ):
+                node.protection = KNOWN
+                return True
+        return protection_of(self.fs, node) == 0
 
     cdef bint shown(self, Node node, stat* st):
         """Make the real attributes of a node those the mount shows; False where core has to."""

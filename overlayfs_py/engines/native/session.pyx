@@ -297,7 +297,10 @@ cdef class Session:
 
     def _answer(self, Request r, run, arguments):
         try:
-            r.error, r.length = 0, run(*arguments)
+            length = run(*arguments)
+            if length == DEFERRED:
+                return
+            r.error, r.length = 0, length
         except OSError as error:
             self.fail(r, error)
         except Exception:
