@@ -5,9 +5,10 @@ fusermount   the same through the set-user-ID program fusermount3, for users who
 lean         the compiled halves of signal and socket
 handover     mount for a daemon: hand it the descriptor, wait until the root answers, or leave nothing behind
 
-A daemon and its helper talk over a socketpair, one word a packet: the daemon says READY; the helper answers MOUNTED
-with the descriptor of the FUSE connection, and at the end ANSWERED, or at any time FAILED with the reason. The daemon,
-too, may say FAILED until then, with one word for the kind of error before the reason.
+A daemon and its helper talk over a socketpair, one word a packet: the daemon says READY, with the name under which its
+root shows what is to be mounted, if that isn't the root itself; the helper answers MOUNTED with the descriptor of the
+FUSE connection, and at the end ANSWERED, with that name if it could be used, or at any time FAILED with the reason. The
+daemon, too, may say FAILED until then, with one word for the kind of error before the reason.
 """
 
 from mount_helper.handover import ANSWERED, FAILED, MAX_WORD, MOUNTED, READY, STOP_SIGNALS, hand_over, hear

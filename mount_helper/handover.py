@@ -22,7 +22,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What a caller may hold back, so that none of them arrives between success and its own end."""
 
 _ENDED = "the daemon ended before the root answered; see its log"
-_GONE = 254  # no error number
+# What a probe ends with beside 0 and error numbers, which are below 127: of the mount, with this bit.
+_GONE = 254
+_BELOW = 253
+_NOT_ATTACHED = 128
 _TICK = 0.1  # seconds between looks for a signal
 _PATIENCE = 5.0  # seconds for a daemon that was told to end
 _LAST_WORD = 1.0  # seconds for one that fails to say why
@@ -42,25 +45,28 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
     """
     with _SignalsHeld():
         try:
-            descriptor = _mount(request)
+            descriptor, root = _mount(request)
         except HelperError as error:
             _tell(daemon, FAILED + os.fsencode(str(error)))
             raise
+        aside = root is not None
         device = None
         probe = 0
         # Held until it has answered, so that nobody who saw the root answer unmounts it before that is seen here.
-        root = None
         try:
             try:
-                device = kernel.topmost(request.mountpoint)
-                if device is None:
-                    raise HelperError(f"{show(request.mountpoint)} was unmounted at once by someone else")
-                root = os.open(request.mountpoint, os.O_PATH | os.O_CLOEXEC)
+                if root is None:
+                    device = kernel.topmost(request.mountpoint)
+                    if device is None:
+                        raise HelperError(f"{show(request.mountpoint)} was unmounted at once by someone else")
+                    root = os.open(request.mountpoint, os.O_PATH | os.O_CLOEXEC)
+                else:
+                    device = kernel.device_of(root)
                 send_descriptor(daemon, MOUNTED + device, descriptor)
             finally:
                 # From here on the connection lives as long as the daemon.
                 os.close(descriptor)
-            probe, answer = _probe(root, device, daemon)
+            probe, answer = _probe(root, device, daemon, request if aside else None)
             try:
                 speaker = _wait_for(daemon, (answer,), seconds)
             finally:
@@ -70,13 +76,12 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
                 raise HelperError(_last_word(daemon))
             number = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1])
             probe = 0
-            if number != 0:
-                silent = f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}"
-                raise HelperError(_last_word(daemon) or (_ENDED if number == _GONE else silent))
+            if number not in (0, _BELOW):
+                raise HelperError(_last_word(daemon) or _meaning(number, request))
             _heed_signals()
             os.close(root)
             root = None
-            daemon.send(ANSWERED)
+            daemon.send(ANSWERED + (request.root_name if number == _BELOW else b""))
         except (HelperError, OSError) as error:
             failure = error if isinstance(error, HelperError) else HelperError(f"the daemon ended: {error.strerror}")
             _tell(daemon, FAILED + os.fsencode(str(failure)))
@@ -89,7 +94,29 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
     return device
 
 
-def _mount(request: Request) -> int:
+def _mount(request: Request) -> tuple[int, int | None]:
+    """The descriptor of the connection, and the root of its mount where that is still to be attached."""
+    if request.root_name:
+        try:
+            return _mount_aside(request)
+        except OSError:
+            # mount(2) does it, or says why it can't be done
+            pass
+    return _mount_in_place(request), None
+
+
+def _mount_aside(request: Request) -> tuple[int, int]:
+    descriptor = kernel.open_device()
+    try:
+        # That there is no such directory is to be known before the daemon has its connection.
+        os.close(os.open(request.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return descriptor, kernel.mount_aside(request, descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _mount_in_place(request: Request) -> int:
     try:
         descriptor = kernel.open_device()
     except OSError as error:
@@ -106,11 +133,12 @@ def _mount(request: Request) -> int:
     return descriptor
 
 
-def _probe(root: int, device: bytes, daemon: socket.socket) -> tuple[int, int]:
+def _probe(root: int, device: bytes, daemon: socket.socket, aside: Request | None) -> tuple[int, int]:
     """A child that asks for the attributes of the root, and a pipe that reads its end when the child ends.
 
-    It exits with 0, the error's number, or _GONE where the answer is not that of the mount with this `major:minor`.
-    The request cannot be taken back once the daemon has it, so that it must not be made by this process.
+    It attaches what was mounted `aside`, if that is given, and exits with 0, or _BELOW where it is not the root that is
+    attached; with the error's number, or _GONE where the answer is not that of the mount with this `major:minor`. What
+    it asks for can't be taken back once the daemon has it, so that it must not be asked for by this process.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -121,12 +149,31 @@ def _probe(root: int, device: bytes, daemon: socket.socket) -> tuple[int, int]:
             daemon.close()
             answered = os.stat(root).st_dev
             number = 0 if device == b"%d:%d" % (os.major(answered), os.minor(answered)) else _GONE
+            if number == 0 and aside is not None:
+                number = _attach(root, aside)
         except OSError as error:
             number = error.errno or number
         finally:
             os._exit(number)
     os.close(writer)
     return pid, reader
+
+
+def _attach(root: int, request: Request) -> int:
+    try:
+        return _BELOW if kernel.attach(root, request.root_name, request.mountpoint) else 0
+    except OSError as error:
+        return _NOT_ATTACHED | (error.errno or 0)
+
+
+def _meaning(number: int, request: Request) -> str:
+    """What it means that a probe has ended with this number."""
+    if number == _GONE:
+        return _ENDED
+    if number & _NOT_ATTACHED:
+        error = OSError(number & ~_NOT_ATTACHED, os.strerror(number & ~_NOT_ATTACHED))
+        return str(kernel.explain(error, request.mountpoint))
+    return f"the root of {show(request.mountpoint)} does not answer: {os.strerror(number)}"
 
 
 def _wait_for(daemon: socket.socket, others: tuple[int, ...], seconds: float = float("inf")) -> int:

@@ -12,9 +12,12 @@ class HelperError(Exception):
 
 
 class Request:
-    """One FUSE mount. `flags` are the MS_* flags of mount(2); `context` is an SELinux label for every file."""
+    """One FUSE mount. `flags` are the MS_* flags of mount(2); `context` is an SELinux label for every file.
 
-    __slots__ = ("allow_other", "context", "default_permissions", "flags", "mountpoint", "source")
+    What is to be seen at the mountpoint is `root_name` in the daemon's root where that can be done, unless it is empty.
+    """
+
+    __slots__ = ("allow_other", "context", "default_permissions", "flags", "mountpoint", "root_name", "source")
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class Request:
         allow_other: bool,
         default_permissions: bool,
         context: bytes | None = None,
+        root_name: bytes = b"",
     ) -> None:
         self.mountpoint = mountpoint
         self.source = source
@@ -32,6 +36,7 @@ class Request:
         self.allow_other = allow_other
         self.default_permissions = default_permissions
         self.context = context
+        self.root_name = root_name
 
     def fuse_options(self) -> list[bytes]:
         """The options that the kernel's FUSE and fusermount3 share; fuse(4)."""

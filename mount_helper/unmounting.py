@@ -10,7 +10,8 @@ from mount_helper.request import HelperError, show
 def unmount(mountpoint: bytes, device: bytes | None = None, *, lazy: bool = False, force: bool = False) -> None:
     """Unmount the topmost mount on `mountpoint`; with `device` (`major:minor`), only if it is that one.
 
-    `lazy` detaches a mount that is in use; `force` aborts its connection first, so that no request waits any longer.
+    `lazy` detaches a mount that is in use, and all others of that `device` there; `force` aborts its connection first,
+    so that no request waits any longer.
     Does nothing where nothing is mounted any more. Raises HelperError, also for a mount that is in use.
     """
     if device is not None and kernel.topmost(mountpoint) != device:
@@ -24,6 +25,10 @@ def unmount(mountpoint: bytes, device: bytes | None = None, *, lazy: bool = Fals
         elif error.errno not in (errno.EINVAL, errno.ENOENT):
             # those two mean that it is no mountpoint now
             raise HelperError(f"cannot unmount {show(mountpoint)}: {error.strerror}") from error
+        return
+    if lazy and device is not None and kernel.topmost(mountpoint) == device:
+        # Where it ended while one was being put in the place of another.
+        unmount(mountpoint, device, lazy=True, force=force)
 
 
 def unmount_if_dead(mountpoint: bytes) -> None:

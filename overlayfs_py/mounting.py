@@ -19,6 +19,7 @@ import mount_helper
 from mount_helper.lean import receive_descriptor, signal, socket
 from overlayfs_py import journal
 from overlayfs_py.config import MountConfig, check_paths
+from overlayfs_py.engines.beginning import Beginning
 from overlayfs_py.engines.once import Once
 from overlayfs_py.errors import ConfigError, LayerError, MountError, OverlayError
 from overlayfs_py.journal import Journal
@@ -132,7 +133,7 @@ def _help(config: MountConfig, daemon: socket.socket, daemon_pid: int) -> bytes:
         word = mount_helper.hear(daemon)
     except mount_helper.HelperError as error:
         raise MountError(str(error)) from error
-    if word != mount_helper.READY:
+    if not word.startswith(mount_helper.READY):
         kind, _, message = os.fsdecode(word.removeprefix(mount_helper.FAILED)).partition(" ")
         raise _ERRORS.get(kind, MountError)(message or "the daemon ended before it was ready; see its log")
     flags = config.mount_flags
@@ -146,6 +147,7 @@ def _help(config: MountConfig, daemon: socket.socket, daemon_pid: int) -> bytes:
         allow_other=config.allow_other or config.allow_root,
         default_permissions=config.default_permissions,
         context=os.fsencode(config.context) if config.context is not None and _has_selinux() else None,
+        root_name=word.removeprefix(mount_helper.READY),
     )
     try:
         return mount_helper.hand_over(request, daemon, daemon_pid, seconds=ANSWER_LIMIT)
@@ -197,16 +199,17 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _warn(config)
-    open_overlay, serve = _load(config)
-    overlay = open_overlay(config)
+    engine = _load(config)
+    overlay = engine.open_overlay(config)
     try:
         # From here on these wait for the watcher.
         signal.pthread_sigmask(signal.SIG_BLOCK, mount_helper.STOP_SIGNALS)
-        connection, device = _ask_for_connection(helper, config.mountpoint)
+        beginning = Beginning(engine.root_name(config))
+        connection, device = _ask_for_connection(helper, config.mountpoint, beginning.name)
         answered = Once()
-        start_new_thread(_watch, (config.mountpoint, device, helper, helper_pid, answered))
+        start_new_thread(_watch, (config.mountpoint, device, helper, helper_pid, answered, beginning))
         try:
-            serve(overlay, connection)
+            engine.serve(overlay, connection, beginning)
         except BaseException as error:
             # A mount that nobody serves would answer every call with ENOTCONN.
             mount_helper.unmount(config.mountpoint, device, lazy=True)
@@ -221,7 +224,13 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
         overlay.close()
 
 
-def _load(config: MountConfig) -> tuple[Callable[[MountConfig], Overlay], Callable[[Overlay, int], None]]:
+class _Engine(NamedTuple):
+    open_overlay: Callable[[MountConfig], Overlay]
+    root_name: Callable[[MountConfig], bytes]
+    serve: Callable[[Overlay, int, Beginning], None]
+
+
+def _load(config: MountConfig) -> _Engine:
     """The core and the engine, loaded by the daemon alone, since they take longer than all the rest."""
     engine = _choose_engine(config)
     try:
@@ -231,7 +240,7 @@ def _load(config: MountConfig) -> tuple[Callable[[MountConfig], Overlay], Callab
             from overlayfs_py.engines import native
 
             native.check(config)
-            return Overlay.open, native.serve
+            return _Engine(Overlay.open, native.root_name, native.serve)
         from overlayfs_py.engines import portable
     except ImportError as error:
         raise MountError(f"the {engine} engine cannot be loaded: {error}") from error
@@ -246,7 +255,7 @@ def _load(config: MountConfig) -> tuple[Callable[[MountConfig], Overlay], Callab
         if given:
             log.warning("option %s has no effect in the portable engine; ignored", option)
     journal.take_logging_over()
-    return Overlay.open, portable.serve
+    return _Engine(Overlay.open, portable.root_name, portable.serve)
 
 
 def _choose_engine(config: MountConfig) -> str:
@@ -278,10 +287,10 @@ def _warn(config: MountConfig) -> None:
         log.warning("option context has no effect without SELinux; ignored")
 
 
-def _ask_for_connection(helper: socket.socket, mountpoint: bytes) -> tuple[int, bytes]:
+def _ask_for_connection(helper: socket.socket, mountpoint: bytes, root_name: bytes) -> tuple[int, bytes]:
     """Say that the layers are open; returns the FUSE connection and the `major:minor` of its mount."""
     try:
-        helper.send(mount_helper.READY)
+        helper.send(mount_helper.READY + root_name)
         word, descriptor = receive_descriptor(helper, mount_helper.MAX_WORD)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise MountError("the mount helper ended") from error
@@ -292,16 +301,24 @@ def _ask_for_connection(helper: socket.socket, mountpoint: bytes) -> tuple[int, 
     return descriptor, word.removeprefix(mount_helper.MOUNTED)
 
 
-def _watch(mountpoint: bytes, device: bytes, helper: socket.socket, helper_pid: int | None, answered: Once) -> None:
+def _watch(
+    mountpoint: bytes,
+    device: bytes,
+    helper: socket.socket,
+    helper_pid: int | None,
+    answered: Once,
+    beginning: Beginning,
+) -> None:
     """Wait for the helper's verdict, then for a signal to stop; a thread of the daemon."""
     word = helper.recv(mount_helper.MAX_WORD)
     helper.close()
     if helper_pid is not None:
         os.waitpid(helper_pid, 0)
-    if word != mount_helper.ANSWERED:
+    if not word.startswith(mount_helper.ANSWERED):
         log.error("%s", os.fsdecode(word.removeprefix(mount_helper.FAILED)) or "the mount helper was killed")
         _unmount_lazily(mountpoint, device)
         os._exit(1)
+    beginning.settle(word.removeprefix(mount_helper.ANSWERED))
     answered.happen()
     _read_ahead(device)
     number = signal.sigwait(mount_helper.STOP_SIGNALS)

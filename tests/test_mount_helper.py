@@ -91,9 +91,9 @@ def test_nobody_unmounts_before_the_helper_has_its_answer(layers: Layers, monkey
     result = layers.base / "result"
     probe = handover._probe
 
-    def late_probe(root: int, device: bytes, channel: socket.socket) -> tuple[int, int]:
+    def late_probe(root: int, device: bytes, channel: socket.socket, aside: Request | None) -> tuple[int, int]:
         time.sleep(0.2)
-        return probe(root, device, channel)
+        return probe(root, device, channel, aside)
 
     monkeypatch.setattr(handover, "_probe", late_probe)
 

@@ -48,7 +48,7 @@ def open_overlay(config):
 {definitions}
 
 mounting.ANSWER_LIMIT = {answer_limit}
-mounting._load = lambda config: (open_overlay, serve)
+mounting._load = lambda config: mounting._Engine(open_overlay, lambda config: {root_name!r}, serve)
 sys.exit(mount_program.main())
 """
 
@@ -654,26 +654,31 @@ def test_log_file_that_cannot_be_opened_fails_the_mount(layers: Layers, nothing_
     assert "cannot open the log file /nonexistent/log" in said
 
 
-def fake(definitions: str, answer_limit: float = 0.5) -> list[str]:
-    return [sys.executable, "-c", _WITH_FAKE_ENGINE.format(definitions=definitions, answer_limit=answer_limit)]
+def fake(definitions: str, root_name: bytes = b"", answer_limit: float = 0.5) -> list[str]:
+    script = _WITH_FAKE_ENGINE.format(definitions=definitions, root_name=root_name, answer_limit=answer_limit)
+    return [sys.executable, "-c", script]
 
 
+@pytest.mark.parametrize("root_name", [b"", b"merged"], ids=["in place", "aside"])
 @pytest.mark.parametrize(
     ("definitions", "says"),
     [
-        ("def serve(overlay, fd): os._exit(3)", "daemon ended"),
-        ("def serve(overlay, fd): raise ValueError('x')", "see its log"),
-        ("def serve(overlay, fd): time.sleep(60)", "did not answer within 0.5 seconds"),
-        ("def serve(overlay, fd): os.close(fd)", "daemon ended|does not answer"),
+        ("def serve(overlay, fd, beginning): os._exit(3)", "daemon ended"),
+        ("def serve(overlay, fd, beginning): raise ValueError('x')", "see its log"),
+        ("def serve(overlay, fd, beginning): time.sleep(60)", "did not answer within 0.5 seconds"),
+        ("def serve(overlay, fd, beginning): os.close(fd)", "daemon ended|does not answer"),
         ("def open_overlay(config): raise LayerError('odd layer')\nserve = None", "^overlayfs-py: odd layer$"),
         ("def open_overlay(config): raise KeyError('x')\nserve = None", "see its log"),
         ("def open_overlay(config): os._exit(3)\nserve = None", "see its log"),
     ],
 )
-def test_daemon_that_fails_leaves_nothing(layers: Layers, nothing_left: None, definitions: str, says: str) -> None:
+def test_daemon_that_fails_leaves_nothing(
+    layers: Layers, nothing_left: None, definitions: str, says: str, root_name: bytes
+) -> None:
     log = layers.base / "log"
+    env = environment(OVERLAYFS_PY_LOG=os.fspath(log))
     try:
-        done = call(stack(layers), program=fake(definitions), env=environment(OVERLAYFS_PY_LOG=os.fspath(log)))
+        done = call(stack(layers), program=fake(definitions, root_name), env=env)
     finally:
         log.unlink(missing_ok=True)
     assert done.returncode == 32
@@ -682,12 +687,13 @@ def test_daemon_that_fails_leaves_nothing(layers: Layers, nothing_left: None, de
 
 def test_bug_in_the_daemon_is_in_its_log(layers: Layers) -> None:
     log = layers.base / "log"
-    definitions = "def serve(overlay, fd): raise ValueError('a bug')"
+    definitions = "def serve(overlay, fd, beginning): raise ValueError('a bug')"
     call(stack(layers), program=fake(definitions), env=environment(OVERLAYFS_PY_LOG=os.fspath(log)))
     assert re.search(r"overlayfs-py\[\d+\]: ERROR: unexpected error", log.read_text())
     assert "ValueError: a bug" in log.read_text()
 
 
+@pytest.mark.parametrize("root_name", [b"", b"merged"], ids=["in place", "aside"])
 @pytest.mark.parametrize(
     ("number", "status", "says"),
     [
@@ -697,11 +703,15 @@ def test_bug_in_the_daemon_is_in_its_log(layers: Layers) -> None:
     ],
 )
 def test_program_killed_while_it_waits_leaves_nothing(
-    layers: Layers, nothing_left: None, number: signal.Signals, status: int, says: str
+    layers: Layers, nothing_left: None, number: signal.Signals, status: int, says: str, root_name: bytes
 ) -> None:
-    program = fake("def serve(overlay, fd): time.sleep(60)", answer_limit=60)
+    serving = layers.base / "serving"
+    definitions = f"def serve(overlay, fd, beginning): open({os.fspath(serving)!r}, 'x'); time.sleep(60)"
+    program = fake(definitions, root_name, answer_limit=60)
     process = subprocess.Popen([*program, *stack(layers)], env=environment(), stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: mounted_at(layers.mnt) is not None)
+    wait_until(serving.exists)
+    serving.unlink()
+    assert (mounted_at(layers.mnt) is None) == bool(root_name)
     process.send_signal(number)
     _, errors = process.communicate(timeout=_LIMIT)
     assert (process.returncode, errors) == (status, says)

@@ -18,6 +18,7 @@ from overlayfs_py.core.files import File
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Caller, Steps
 from overlayfs_py.core.work import Staged
+from overlayfs_py.journal import Journal
 from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, xattrs
 from overlayfs_py.sys.credentials import acting_as
@@ -25,6 +26,8 @@ from overlayfs_py.sys.rename import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
+
+log = Journal(__name__)
 
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
@@ -326,7 +329,7 @@ def _stat_new(fs: Overlay, parent: Node, name: bytes, *, opaque: bool = False) -
     dir_fd = fs.dir_fd(parent)
     try:
         if opaque:
-            xattrs.set(dir_fd, name, fs.marks.opaque, b"y")
+            _mark_opaque(fs, dir_fd, name)
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except OSError:
         try:
@@ -334,6 +337,15 @@ def _stat_new(fs: Overlay, parent: Node, name: bytes, *, opaque: bool = False) -
         except IsADirectoryError:
             os.rmdir(name, dir_fd=dir_fd)
         raise
+
+
+def _mark_opaque(fs: Overlay, dir_fd: int, name: bytes) -> None:
+    """Say of a directory that nothing is below it, where that is so."""
+    try:
+        xattrs.set(dir_fd, name, fs.marks.opaque, b"y")
+    except OSError as error:
+        # It only spares looking: no failure of it is one of mkdir, as the kernel has it (ovl_create_upper).
+        log.info("%s is not marked as opaque: %s", os.fsdecode(name), error.strerror)
 
 
 def _new_node(fs: Overlay, parent: Node, name: bytes, st: os.stat_result) -> Node:

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from overlayfs_py.core.layers import Layer
 
 ROOT_ID = 1
+BELOW_ID = 2
+"""The root once more, for an engine whose mount begins below the root that the kernel makes."""
 
 
 class Real:
@@ -159,7 +161,7 @@ class NodeTable:
 
     def add(self, node: Node, number: int) -> None:
         """Give `node` the id `number`, or one nobody has where that is taken or reserved."""
-        while number <= ROOT_ID or number >= self.limit or number in self.by_id:
+        while number <= BELOW_ID or number >= self.limit or number in self.by_id:
             number = self.fresh
             self.fresh -= 1
         node.id = number

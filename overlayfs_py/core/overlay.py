@@ -49,6 +49,7 @@ class Overlay:
         "dirs",
         "drafts",
         "files",
+        "flagless",
         "follow_redirects",
         "ids",
         "impure",
@@ -88,6 +89,8 @@ class Overlay:
         self.impure: set[Real] = set()
         # Layers whose files the upper one could not share blocks with when that was tried.
         self.unshared: set[Layer] = set()
+        # Layers whose filesystem says of files that they are immutable, and has no such flags.
+        self.flagless: set[Layer] = set()
         self.dirs = DirCache(0)
         self.files = FileCache(self, 0)
         # Nodes kept by a descriptor, and where the others are that have no name.

@@ -12,12 +12,14 @@ import errno
 import os
 import stat
 
+from overlayfs_py.core import objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import flags as inode_flags
 from overlayfs_py.sys import xattrs
 
 if TYPE_CHECKING:
+    from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
     from overlayfs_py.core.work import Staged
 
@@ -57,20 +59,19 @@ def check_removal(fs: Overlay, parent: Node, node: Node) -> None:
 def _read(fs: Overlay, node: Node) -> int:
     if node.kind not in (stat.S_IFREG, stat.S_IFDIR):
         return 0
-    if node.pinned >= 0:
-        return inode_flags.fixed(node.pinned, b"") | _marked(fs, node.pinned)
-    real = node.upper or node.lowers[0]
-    if real.parent is None:
-        found = inode_flags.fixed(real.layer.fd, b"")
-        return found if node.upper is None else found | _marked(fs, real.layer.fd)
-    dir_fd = fs.dirs.fd(real.parent)
-    if node.upper is None:
-        return inode_flags.fixed(dir_fd, real.name)
-    fd = os.open(real.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        return inode_flags.fixed(fd, b"") | _marked(fs, fd)
-    finally:
-        os.close(fd)
+    with objects.reached(fs, node) as fd:
+        flags = _of_file(fs, objects.real_of(node).layer, fd)
+        return flags if node.upper is None and node.pinned < 0 else flags | _marked(fs, fd)
+
+
+def _of_file(fs: Overlay, layer: Layer, fd: int) -> int:
+    if layer in fs.flagless or not inode_flags.fixed(fd):
+        return 0
+    # erofs says so of all it holds, and has no flags.
+    flags = inode_flags.get(fd, opened=False)
+    if flags is None:
+        fs.flagless.add(layer)
+    return (flags or 0) & BOTH
 
 
 def _marked(fs: Overlay, fd: int) -> int:
@@ -113,7 +114,7 @@ def copy(fs: Overlay, source: int, staged: Staged, kind: int, *, opened: bool) -
     """
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         return
-    flags = inode_flags.get(source, opened=opened)
+    flags = inode_flags.get(source, opened=opened) or 0
     if flags & BOTH:
         try:
             mark(fs, staged.fd, flags)

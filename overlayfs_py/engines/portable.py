@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
+from overlayfs_py.config import MountConfig
 from overlayfs_py.core import files, readdir
 from overlayfs_py.core.attrs import acl_clears_sgid
 from overlayfs_py.core.nodes import Node
@@ -23,6 +24,7 @@ from overlayfs_py.core.objects import attr
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.core.requests import Attr, Caller, Changes, Job, Steps
+from overlayfs_py.engines.beginning import Beginning
 from overlayfs_py.journal import Journal
 
 log = Journal(__name__)
@@ -375,8 +377,14 @@ class Portable(pyfuse3.Operations):
         return True
 
 
-def serve(overlay: Overlay, fuse_fd: int) -> None:
-    """Serve the mounted connection `fuse_fd` until it is unmounted; then close the overlay.
+def root_name(config: MountConfig) -> bytes:
+    """The name in the root at which the mount is to begin: none, it is the root."""
+    return b""
+
+
+def serve(overlay: Overlay, fuse_fd: int, beginning: Beginning) -> None:
+    """Serve the mounted connection `fuse_fd`, whose tree begins at its root, until it is unmounted; then close the
+    overlay.
 
     Takes over the descriptor. Signals, and unmounting, are the caller's business.
     """

@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 
-from overlayfs_py.sys.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, LIBC, last_error
+from overlayfs_py.sys.libc import AT_EMPTY_PATH, LIBC, last_error
 from overlayfs_py.sys.paths import fd_path
 
 FS_IOC_GETFLAGS = 0x80086601
@@ -34,30 +34,28 @@ _statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, c
 _statx.restype = ctypes.c_int
 
 
-def fixed(dir_fd: int, name: bytes) -> int:
-    """Those of IMMUTABLE and APPEND that `name` in a directory has, or what the descriptor refers to if it is empty.
-
-    None on a filesystem that has no such flags. Source: statx(2).
-    """
+def fixed(fd: int) -> int:
+    """Those of IMMUTABLE and APPEND that statx(2) says the object `fd`, which may be O_PATH, to have."""
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _statx(dir_fd, name, AT_EMPTY_PATH if not name else AT_SYMLINK_NOFOLLOW, _STATX_TYPE, buffer) != 0:
-        raise last_error(name)
+    if _statx(fd, b"", AT_EMPTY_PATH, _STATX_TYPE, buffer) != 0:
+        raise last_error()
     attributes: int = _attributes.unpack_from(buffer)[2]
     return attributes & (IMMUTABLE | APPEND)
 
 
-def get(fd: int, *, opened: bool) -> int:
-    """All flags of the file or directory `fd`, which is O_PATH unless it is `opened`; 0 where there can be none.
+def get(fd: int, *, opened: bool) -> int | None:
+    """All flags of the file or directory `fd`, which is O_PATH unless it is `opened`.
 
-    A file that may not be read (EACCES) seems to have none, either. Source: ioctl_iflags(2).
+    None where its filesystem has no flags, 0 for a file that may not be read. Source: ioctl_iflags(2).
     """
+    if opened:
+        return _get(fd)
     try:
-        if opened:
-            return _get(fd)
         fd = _open(fd)
     except OSError as error:
-        if error.errno != errno.EACCES and error.errno not in _WITHOUT:
+        if error.errno != errno.EACCES:
             raise
+        # only who may read it can ask
         return 0
     try:
         return _get(fd)
@@ -69,7 +67,7 @@ def add(fd: int, flags: int) -> None:
     """Give the file or directory `fd`, which may be O_PATH, further flags, if its filesystem has such things."""
     opened = _open(fd)
     try:
-        fcntl.ioctl(opened, FS_IOC_SETFLAGS, _flags.pack(_get(opened) | flags))
+        fcntl.ioctl(opened, FS_IOC_SETFLAGS, _flags.pack((_get(opened) or 0) | flags))
     except OSError as error:
         if error.errno not in _WITHOUT:
             raise
@@ -78,14 +76,14 @@ def add(fd: int, flags: int) -> None:
         os.close(opened)
 
 
-def _get(fd: int) -> int:
+def _get(fd: int) -> int | None:
     try:
         found: int = _flags.unpack_from(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(_flags.size)))[0]
     except OSError as error:
         if error.errno not in _WITHOUT:
             raise
         # none here
-        return 0
+        return None
     return found
 
 

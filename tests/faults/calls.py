@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import xattr
 
-from overlayfs_py.sys import files, handles, paths, rename, syncing
+from overlayfs_py.sys import files, flags, handles, paths, rename, syncing
 
 READING: Final = "stat fstat fstatvfs readlink listxattr getxattr pread preadv lseek dup".split()
 CHANGING: Final = (
@@ -32,6 +32,7 @@ FOREIGN: Final = (
     (files, "_linkat", True),
     (files, "_fallocate", True),
     (files, "_syncfs", False),
+    (flags, "_statx", False),
     (handles, "_name_to_handle_at", False),
     (handles, "_open_by_handle_at", False),
     (paths, "_openat2", False),

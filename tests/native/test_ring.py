@@ -35,7 +35,9 @@ def raw(client: Wire, message: bytes) -> bytes:
     """All that is in the ring's memory after a request: the header, and what the payload is said to be."""
     client.end.send(message)
     client.end.settimeout(wire.PATIENCE)
-    return client.end.recv(2 * ROOM)
+    while wire.is_invalidation(found := client.end.recv(2 * ROOM)):
+        pass
+    return found
 
 
 def error(client: Wire, message: bytes) -> int:

@@ -153,6 +153,12 @@ class Answer:
         return struct.unpack("=" + layout, self.body)
 
 
+def is_invalidation(message: bytes | memoryview) -> bool:
+    """Whether it is an INVAL_INODE, on which the kernel would send what it has in mappings alone."""
+    return len(message) == 40 and message[:16] == struct.pack("=IiQ", 40, 2, 0)
+
+
+
 class Wire:
     """The kernel's end of a connection."""
 
@@ -175,8 +181,7 @@ class Wire:
                 count = self.end.recv_into(self.room)
             except TimeoutError:
                 raise WrongAnswer(f"no answer within {limit} s") from None
-            # On which the kernel would send what it has in mappings alone.
-            if self.room[:16] != struct.pack("=IiQ", 40, 2, 0) or count != 40:
+            if not is_invalidation(self.room[:count]):
                 return bytes(self.room[:count])
 
     def pack(

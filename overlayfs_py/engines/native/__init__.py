@@ -36,6 +36,7 @@ from _thread import start_new_thread
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines import machine
+from overlayfs_py.engines.beginning import NAME, Beginning
 from overlayfs_py.engines.native.closing import CLOSED_LATER
 from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.pace import MOST_HELPERS
@@ -49,7 +50,7 @@ from overlayfs_py.records import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["UNSUPPORTED", "check", "obstacle_to_rings", "serve"]
+__all__ = ["UNSUPPORTED", "check", "obstacle_to_rings", "root_name", "serve"]
 
 log = Journal(__name__)
 
@@ -141,7 +142,12 @@ def _rings_to_offer(config: MountConfig, fuse_fd: int) -> list[Ring]:
     return []
 
 
-def serve(overlay: Overlay, fuse_fd: int) -> None:
+def root_name(config: MountConfig) -> bytes:
+    """The name in the root at which the mount is to begin, empty where that is the root."""
+    return b"" if config.noacl or config.noxattrs else NAME
+
+
+def serve(overlay: Overlay, fuse_fd: int, beginning: Beginning | None = None) -> None:
     """Serve the mounted connection `fuse_fd` until it is unmounted; then close the overlay.
 
     Takes over the descriptor. Signals, and unmounting, are the caller's business, also where this raises MountError.
@@ -151,7 +157,7 @@ def serve(overlay: Overlay, fuse_fd: int) -> None:
     gc.set_threshold(_ALLOCATIONS_A_COLLECTION)
     descriptors = [fuse_fd]
     rings = _rings_to_offer(overlay.config, fuse_fd)
-    session = Session(overlay, fuse_fd, want_uring=bool(rings))
+    session = Session(overlay, fuse_fd, want_uring=bool(rings), beginning=beginning)
     loops = Loops()
 
     def further(*, helper: bool) -> Callable[[], None]:

@@ -12,7 +12,10 @@ from overlayfs_py.engines.native.plain cimport ABSENT
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport OPEN_TO_ALL, Request, Session, serves
 
+from overlayfs_py.core.nodes import ROOT_ID
 from overlayfs_py.core.ops import OPERATIONS
+
+cdef uint64_t ROOT = ROOT_ID
 
 
 cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
@@ -27,6 +30,8 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
             return put_entry(s, r, OPERATIONS["lookup_parent"](s.fs, r.nodeid))
     parent = s.node(r.nodeid)
     name = r.entry_name()
+    if r.nodeid == ROOT and s.beginning.leads_from_root(name):
+        return put_root(s, r, parent)
     node = s.plain.entry(parent, name, &own)
     if node is ABSENT:
         return put_absent(s, out)
@@ -39,6 +44,15 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
             return put_absent(s, out)
         put_entry_at(s, out, node, st)
     (<Node>node).lookups += 1
+    return sizeof(protocol.entry_out)
+
+
+cdef Py_ssize_t put_root(Session s, Request r, Node root) except -2:
+    """The answer that gives the kernel the root under its other id, as an entry that it doesn't remember."""
+    cdef protocol.entry_out* out = <protocol.entry_out*>r.out
+    s.beginning.begin_below(s.fs)
+    put_entry(s, r, root)
+    out.entry_valid, out.entry_valid_nsec = 0, 0
     return sizeof(protocol.entry_out)
 
 

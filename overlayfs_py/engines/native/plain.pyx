@@ -330,7 +330,7 @@ cdef class Plain:
             dir_fd = self.dirs.fd(real.parent)
             if (
                 read_statx(dir_fd, real.name, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &found) == 0
-                and not found.stx_attributes & PROTECTED
+                and (not found.stx_attributes & PROTECTED or real.layer in self.fs.flagless)
                 and (node.upper is None or get_xattr(dir_fd, real.name, self.protattr, NULL, 0) < 0 and errno == ENODATA)
             ):
                 node.protection = KNOWN

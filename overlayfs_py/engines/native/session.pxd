@@ -106,6 +106,8 @@ cdef class Session:
     cdef bint only_root
     # Until when writes are thought to wait for their disk; in nanoseconds of the clock that only goes forward.
     cdef int64_t writes_wait_until
+    # Which root the kernel knows.
+    cdef object beginning
     # The node whose capabilities were removed last, and by which process, until a change of attributes.
     cdef object capability_taken
     # Whether kernel and engine agreed in INIT on the longer structure of SETXATTR.

@@ -1,4 +1,5 @@
 from overlayfs_py.core.overlay import Overlay
+from overlayfs_py.engines.beginning import Beginning
 from overlayfs_py.engines.native.pace import Pace
 from overlayfs_py.engines.native.passthrough import Passthrough
 from overlayfs_py.engines.native.pipes import Pipes
@@ -14,5 +15,7 @@ class Session:
     through: Passthrough
     pruning: Pruning
     minor: int | None
-    def __init__(self, fs: Overlay, fuse_fd: int, *, want_uring: bool = False) -> None: ...
+    def __init__(
+        self, fs: Overlay, fuse_fd: int, *, want_uring: bool = False, beginning: Beginning | None = None
+    ) -> None: ...
     def close(self) -> None: ...

@@ -30,6 +30,7 @@ from overlayfs_py.engines.native.warm cimport Warm
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core.requests import Caller
 from overlayfs_py.engines import machine
+from overlayfs_py.engines.beginning import Beginning
 from overlayfs_py.engines.native.listing import Listings
 from overlayfs_py.engines.native.workers import Workers
 from overlayfs_py.engines.once import Once
@@ -175,8 +176,9 @@ cdef size_t op_size(uint32_t opcode, Session session):
 cdef class Session:
     """The state of one connection."""
 
-    def __init__(self, fs, fuse_fd, *, want_uring=False):
+    def __init__(self, fs, fuse_fd, *, want_uring=False, beginning=None):
         self.fs = fs
+        self.beginning = beginning or Beginning(b"")
         self.want_uring = want_uring
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
         self.uring = False
