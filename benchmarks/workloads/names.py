@@ -33,6 +33,21 @@ def walk_cold(site: Site) -> None:
         walk(site, site.mnt)
 
 
+@workload("stat-user", "stat 10,000 paths once more, as nobody", group="names", lowers=["debian"])
+def stat_user(site: Site) -> None:
+    source = site.input("debian")
+    paths = sorted(path.relative_to(source) for path in (source / "usr").rglob("*"))[: site.count(10_000)]
+    listed = site.base / "paths"
+    listed.write_bytes(b"".join(os.fsencode(path) + b"\0" for path in paths))
+    # The list is opened by root, and so is the directory in which all paths begin: nobody may not come this far.
+    command = 'exec setpriv --reuid=65534 --regid=65534 --clear-groups xargs -0 stat --format=%s -- <"$0"'
+    for _ in range(2):
+        site.run("sh", "-c", command, listed, cwd=site.mnt)
+    with site.clock:
+        found = site.run("sh", "-c", command, listed, cwd=site.mnt)
+    site.check("paths", found.count("\n"), len(paths))
+
+
 def _look_up(root: Path, names: list[str]) -> None:
     folder = os.open(root, os.O_PATH)
     for name in names:

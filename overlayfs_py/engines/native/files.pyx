@@ -17,7 +17,7 @@ from overlayfs_py.engines.native.pace cimport monotonic
 from overlayfs_py.engines.native.pipes cimport RWF_NOWAIT, Pipe, iovec, is_cached, preadv2
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport (
-    DEFERRED, FOREVER, OPEN_TO_ALL, UNLOCKED, Request, Session, never_ask, serves
+    DEFERRED, FOREVER, OPEN_TO_ALL, UNFINISHED, UNLOCKED, Request, Session, never_ask, serves
 )
 
 from overlayfs_py.core import files as core_files
@@ -212,12 +212,17 @@ def _read_rest(Request r, backing, size_t size, int64_t offset, size_t count):
 
 cdef Py_ssize_t do_write(Session s, Request r) except -2:
     cdef Node node
+    cdef Py_ssize_t length
+    backing = None
     with s.lock:
         node = s.node(r.nodeid)
         if node.upper is None and node.pinned < 0 or node.metacopy:
-            return s.run(r, _ready_to_write(s, node), write_held)
-        backing = s.fs.files.held(node, write=True)
-        clear_set_ids(s, r, backing)
+            length = s.run(r, _ready_to_write(s, node), write_later)
+        else:
+            backing = s.fs.files.held(node, write=True)
+            clear_set_ids(s, r, backing)
+    if backing is None:
+        return length if length != UNFINISHED else r.do_rest()
     if r.pinned:
         return write_pinned(s, r, backing)
     return write_data(s, r, backing)
@@ -249,9 +254,14 @@ def _ready_to_write(Session s, Node node):
     return s.fs.files.held(node, write=True)
 
 
-def write_held(Session session, Request request, value):
+def write_later(Session session, Request request, value):
     clear_set_ids(session, request, value)
-    return write_data(session, request, value)
+    request.rest = (_write_held, (session, request, value))
+    return UNFINISHED
+
+
+def _write_held(Session session, Request request, backing):
+    return write_data(session, request, backing)
 
 
 cdef clear_set_ids(Session s, Request r, object backing):

@@ -22,6 +22,8 @@ cdef enum:
 
     # What a handler answers whose answer comes later.
     DEFERRED = -1
+    # What finishes an operation, that the rest of it, `Request.rest`, is to be done without the lock.
+    UNFINISHED = -3
 
     # The handler takes the lock itself, or needs none.
     UNLOCKED = 1
@@ -58,6 +60,8 @@ cdef class Request:
     cdef Py_ssize_t length
     cdef int error
     cdef object transport
+    # What is still to be called for the answer's length, and with which arguments.
+    cdef tuple rest
     # The descriptor that it came through, if that is one of /dev/fuse, and whether it has been answered there already.
     cdef int fuse_fd
     cdef bint sent
@@ -69,6 +73,7 @@ cdef class Request:
     cdef object asker(self)
     cdef object in_group(self, Session session)
     cdef object caller(self, uint32_t umask)
+    cdef Py_ssize_t do_rest(self) except -2
 
 
 cdef size_t op_size(uint32_t opcode, Session session)

@@ -96,6 +96,12 @@ cdef class Request:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
         return name
 
+    cdef Py_ssize_t do_rest(self) except -2:
+        """Do what was left for when the lock is free; the length of the answer, or DEFERRED."""
+        function, arguments = self.rest
+        self.rest = None
+        return function(*arguments)
+
     cdef object asker(self):
         """The file system user id of who asks, -1 if that can't be told any more.
 
@@ -255,7 +261,7 @@ cdef class Session:
     cdef Py_ssize_t run(self, Request r, object steps, object finish) except -2:
         """Run an operation under the lock, which is held; its jobs, if it hands out any, in another thread.
 
-        `finish(session, request, value)` writes the answer and returns its length.
+        `finish(session, request, value)` writes the answer and returns its length, or UNFINISHED.
         """
         try:
             job = self.advance(steps)
@@ -349,6 +355,7 @@ cdef class Session:
         r.transport.reply(r)
 
     def _step(self, Request r, steps, job, owned, finish):
+        cdef Py_ssize_t length
         if owned is None:
             self._wait(r, job)
         try:
@@ -359,12 +366,13 @@ cdef class Session:
                     following = self.advance(steps)
                     return following, self.owns(r, following)
                 except StopIteration as stop:
-                    r.error, r.length = 0, finish(self, r, stop.value)
-                    return None, None
+                    length = finish(self, r, stop.value)
         finally:
             if owned is not None:
                 del self.running[job]
                 owned.happen()
+        r.error, r.length = 0, length if length != UNFINISHED else r.do_rest()
+        return None, None
 
     def _wait(self, Request r, job):
         """Wait until whoever executes a job has committed it; raises EINTR where who asks has been killed meanwhile."""
