@@ -25,6 +25,7 @@ _ENDED = "the daemon ended before the root answered; see its log"
 # What a probe ends with beside 0 and error numbers, which are below 127: of the mount, with this bit.
 _GONE = 254
 _BELOW = 253
+_BROKEN = 255
 _NOT_ATTACHED = 128
 _TICK = 0.1  # seconds between looks for a signal
 _PATIENCE = 5.0  # seconds for a daemon that was told to end
@@ -85,8 +86,12 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
         except (HelperError, OSError) as error:
             failure = error if isinstance(error, HelperError) else HelperError(f"the daemon ended: {error.strerror}")
             _tell(daemon, FAILED + os.fsencode(str(failure)))
-            unmount(request.mountpoint, device, lazy=True, force=True)
+            if device is not None or not aside:
+                unmount(request.mountpoint, device, lazy=True, force=True)
             _end(daemon, daemon_pid, probe)
+            if device is not None and aside:
+                # The probe may have attached it just then.
+                unmount(request.mountpoint, device, lazy=True)
             raise failure from error
         finally:
             if root is not None:
@@ -96,7 +101,7 @@ def hand_over(request: Request, daemon: socket.socket, daemon_pid: int, *, secon
 
 def _mount(request: Request) -> tuple[int, int | None]:
     """The descriptor of the connection, and the root of its mount where that is still to be attached."""
-    if request.root_name:
+    if request.root_name and not kernel.is_confined():
         try:
             return _mount_aside(request)
         except OSError:
@@ -141,9 +146,10 @@ def _probe(root: int, device: bytes, daemon: socket.socket, aside: Request | Non
     it asks for can't be taken back once the daemon has it, so that it must not be asked for by this process.
     """
     reader, writer = os.pipe()
+    helper = os.getpid()
     pid = os.fork()
     if pid == 0:
-        number = 255
+        number = _BROKEN
         try:
             # So that the daemon hears of it when the helper is killed.
             daemon.close()
@@ -151,6 +157,9 @@ def _probe(root: int, device: bytes, daemon: socket.socket, aside: Request | Non
             number = 0 if device == b"%d:%d" % (os.major(answered), os.minor(answered)) else _GONE
             if number == 0 and aside is not None:
                 number = _attach(root, aside)
+                if os.getppid() != helper:
+                    # It was killed, and what the daemon did on that may have come too early.
+                    unmount(aside.mountpoint, device, lazy=True)
         except OSError as error:
             number = error.errno or number
         finally:
@@ -170,6 +179,8 @@ def _meaning(number: int, request: Request) -> str:
     """What it means that a probe has ended with this number."""
     if number == _GONE:
         return _ENDED
+    if number < 0 or number == _BROKEN:
+        return f"what asked for the root of {show(request.mountpoint)} ended before it had an answer"
     if number & _NOT_ATTACHED:
         error = OSError(number & ~_NOT_ATTACHED, os.strerror(number & ~_NOT_ATTACHED))
         return str(kernel.explain(error, request.mountpoint))

@@ -104,6 +104,16 @@ def _configure(context: int, command: int, key: bytes | None, value: bytes | Non
     _checked(_LIBC.syscall(ctypes.c_long(_SYS_FSCONFIG), *arguments))
 
 
+def is_confined() -> bool:
+    """Whether AppArmor holds this process to a profile. Many allow mount(2) of FUSE and know no move_mount(2)."""
+    try:
+        with open("/proc/self/attr/apparmor/current", "rb") as profile:
+            return not profile.read().startswith(b"unconfined")
+    except OSError:
+        # No AppArmor says ENOENT, and EINVAL where another module answers.
+        return False
+
+
 def attach(root: int, name: bytes, mountpoint: bytes) -> bool:
     """Show at `mountpoint` what the mount that was made aside has under `name` in its root; the same flags hold.
 
@@ -124,27 +134,21 @@ def attach(root: int, name: bytes, mountpoint: bytes) -> bool:
         return False
     try:
         _move_mount(tree, mountpoint, _MOVE_MOUNT_BENEATH)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # before Linux 6.5, or a place where nothing can be mounted beneath
+    except OSError:
+        # Whatever it is, as EINVAL before Linux 6.5: the root is mounted, and serves as well.
         return False
     finally:
         os.close(tree)
-    unmount(mountpoint, MNT_DETACH)
+    if topmost(mountpoint) == device_of(root):
+        unmount(mountpoint, MNT_DETACH)
     return True
 
 
 def _open_tree(root: int, name: bytes) -> int:
-    """A mount of its own of a directory, or -1 where there can be none."""
+    """A mount of its own of a directory, or -1 where there can be none: not everywhere is it possible or allowed."""
     flags = ctypes.c_uint(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
-    try:
-        return _checked(_LIBC.syscall(ctypes.c_long(_SYS_OPEN_TREE), root, ctypes.c_char_p(name), flags))
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
-            raise
-        # not of what is mounted nowhere, an older kernel, or not allowed here
-        return -1
+    found: int = _LIBC.syscall(ctypes.c_long(_SYS_OPEN_TREE), root, ctypes.c_char_p(name), flags)
+    return found
 
 
 def _move_mount(fd: int, mountpoint: bytes, how: int) -> None:
@@ -173,13 +177,13 @@ def topmost(mountpoint: bytes) -> bytes | None:
         raise HelperError("cannot read /proc/self/mountinfo; mount /proc") from error
     for line in reversed(lines):
         fields = line.split(b" ", 5)
-        if _unescape(fields[4]) == mountpoint:
+        if unescape(fields[4]) == mountpoint:
             return fields[2]
     return None
 
 
-def _unescape(field: bytes) -> bytes:
-    """A path as the table of mounts has it, where `\\ooo` stands for the byte of that octal number."""
+def unescape(field: bytes) -> bytes:
+    """The path that a table of mounts has so, where `\\ooo` stands for the byte of that octal number."""
     first, *pieces = field.split(b"\\")
     return first + b"".join(bytes((int(piece[:3], 8),)) + piece[3:] for piece in pieces)
 

@@ -188,9 +188,10 @@ def _copy_metadata(
     made = os.fstat(staged.fd)
     owners.set_copied(fs, staged, made, uid, gid, mode, rdev)
     _copy_xattrs(fs, source if opened else fd_path(source), staged)
+    # Before the mode, with which it may be one that this process can't mark.
+    protection.copy(fs, source, staged, stat.S_IFMT(st.st_mode), opened=opened)
     if not stat.S_ISLNK(mode):
         owners.set_mode(fs, staged, stat.S_IMODE(mode))
-    protection.copy(fs, source, staged, stat.S_IFMT(st.st_mode), opened=opened)
     return made.st_ino
 
 
@@ -451,5 +452,10 @@ def _copy_up_data(fs: Overlay, node: Node, *, size: int | None) -> Steps[bool]:
     if node.upper is not None:
         # else: removed before it was copied up, as in _place
         node.lowers = ()
-    fs.files.adopt(node, target, write=True)
+    if protection.of(fs, node):
+        # It isn't to be written as it was opened here.
+        os.close(target)
+        fs.files.drop(node)
+    else:
+        fs.files.adopt(node, target, write=True)
     return needed < st.st_size

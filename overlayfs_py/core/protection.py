@@ -77,12 +77,15 @@ def _of_file(fs: Overlay, layer: Layer, fd: int) -> int:
 def _marked(fs: Overlay, fd: int) -> int:
     """What the mark on an object of the upper layer says, as far as it can be understood."""
     try:
-        value = xattrs.fget(fd, fs.marks.protattr)
+        if fs.marks.protattr not in xattrs.flist(fd):
+            return 0
     except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+        if error.errno != errno.EOPNOTSUPP:
             raise
-        # no such mark, or no xattrs
+        # a filesystem without xattrs
         return 0
+    # Only now, as to read user.* takes the right to read the file.
+    value = xattrs.fget(fd, fs.marks.protattr)
     flags = 0
     for letter in value:
         if letter not in _LETTERS:
@@ -118,8 +121,9 @@ def copy(fs: Overlay, source: int, staged: Staged, kind: int, *, opened: bool) -
     if flags & BOTH:
         try:
             mark(fs, staged.fd, flags)
-        except PermissionError:
+        except PermissionError as error:
+            if error.errno != errno.EPERM:
+                raise
             # An upper that can't hold the mark is no reason to refuse the change, as the kernel has it.
-            pass
     if flags & _COPIED:
         inode_flags.add(staged.fd, flags & _COPIED)

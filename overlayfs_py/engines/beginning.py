@@ -9,6 +9,10 @@ for as long as it takes to mount that in its place; nobody sees the first one an
 
 from __future__ import annotations
 
+import errno
+import os
+
+from mount_helper.kernel import unescape
 from overlayfs_py.core.nodes import BELOW_ID, ROOT_ID
 from overlayfs_py.records import TYPE_CHECKING
 
@@ -16,7 +20,33 @@ if TYPE_CHECKING:
     from overlayfs_py.core.nodes import Node
     from overlayfs_py.core.overlay import Overlay
 
+FSTAB = "/etc/fstab"
 NAME = b"merged"
+
+
+def is_in_fstab(mountpoint: bytes) -> bool:
+    """Whether fstab(5) has an entry for a mountpoint.
+
+    A path that leads there through symbolic links is not told: to follow it might mean to wait for a server.
+    """
+    try:
+        with open(FSTAB, "rb") as table:
+            lines = table.read().splitlines()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES):
+            raise
+        # no table for this process
+        return False
+    entries = (line.split() for line in lines if not line.lstrip().startswith(b"#"))
+    return any(len(fields) > 1 and _normal(fields[1]) == mountpoint for fields in entries)
+
+
+def _normal(place: bytes) -> bytes:
+    try:
+        return os.path.normpath(unescape(place))
+    except ValueError:
+        # a backslash that stands for itself
+        return os.path.normpath(place)
 
 
 class Beginning:

@@ -57,6 +57,7 @@ def may_act_as_others() -> bool:
 class acting_as:
     """What this thread makes while the block runs belongs to another user and group; what it may do stays the same.
 
+    The process is not dumpable from then on: it dumps no core, and its files in /proc are those of the first root.
     EOVERFLOW for ids that don't exist in this process's user namespace. Source: setfsuid(2), capabilities(7).
     """
 

@@ -69,6 +69,58 @@ def test_without_acls_it_begins_at_the_root(layers: Layers) -> None:
         assert roots_at(layers.mnt) == ["/"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "root"),
+    [
+        ("overlay {} fuse.overlayfs-py defaults 0 0", "/"),
+        ("  overlay\t{}/  fuse.overlayfs-py", "/"),
+        ("# overlay {} fuse.overlayfs-py", "/merged"),
+        ("overlay {}/other fuse.overlayfs-py", "/merged"),
+        ("", "/merged"),
+        ("\\\\server\\share {}", "/"),
+        ("one", "/merged"),
+    ],
+)
+def test_an_entry_of_fstab_begins_at_the_root_where_mount_looks_for_it(layers: Layers, entry: str, root: str) -> None:
+    table = layers.base / "fstab"
+    table.write_text(f"# a table\n{entry.format(layers.mnt)}\n/dev/x\\y /x\\y ext4\n")
+    code = f"""
+import os, sys
+from overlayfs_py.cli.mount_program import main
+from overlayfs_py.engines import beginning
+beginning.FSTAB = {os.fspath(table)!r}
+sys.argv[1:1] = ["-f", "-o"]
+sys.exit(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", code, stack(layers), layers.mnt]) as daemon:
+        try:
+            wait_until(lambda: bool(roots_at(layers.mnt)) or daemon.poll() is not None)
+            assert roots_at(layers.mnt) == [root]
+        finally:
+            umount(os.fsencode(layers.mnt), MNT_DETACH)
+            daemon.wait(LIMIT)
+
+
+def test_mount_finds_its_entry_of_fstab_and_no_other(layers: Layers) -> None:
+    """What mount(8) takes for mounted, it has no work with (libmount's mnt_table_is_fs_mounted)."""
+    table = layers.base / "fstab"
+    table.write_text(f"overlayfs-py {layers.mnt} fuse.overlayfs-py {stack(layers)} 0 0\n")
+    for options, mounted in (("", False), ("noacl", True)):
+        with ours(layers, options):
+            done = subprocess.run(
+                ["mount", "--fake", "--verbose", "--all", "--fstab", table],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=False,
+            )
+            assert ("already mounted" in done.stdout) == mounted, done
+
+
+def stack(layers: Layers) -> str:
+    return f"lowerdir={layers.lower},upperdir={layers.upper},workdir={layers.work},engine=native"
+
+
 def test_flags_of_the_mount_stay(layers: Layers) -> None:
     with ours(layers, "nosuid", "nodev", "noexec", "ro"):
         fields = [
@@ -93,23 +145,12 @@ def shared(layers: Layers) -> Iterator[Layers]:
         umount(os.fsencode(point), MNT_DETACH)
 
 
-def test_others_who_share_the_mountpoint_see_one_mount_come_and_go(shared: Layers) -> None:
-    command = ["unshare", "-m", "--propagation", "slave", "sh", "-c", "echo; read end"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdin is not None and other.stdout is not None
-        try:
-            other.stdout.readline()
-            with ours(shared):
-                assert roots_at(shared.mnt) == roots_at(shared.mnt, str(other.pid)) == ["/merged"]
-            assert roots_at(shared.mnt) == roots_at(shared.mnt, str(other.pid)) == []
-        finally:
-            other.stdin.close()
-
-
 # What a kernel or a place answers that can't do it, by the calls of which the mount is made.
-WITHOUT = {
+WITHOUT: dict[str, dict[tuple[int, str], int]] = {
+    "nothing": {},
     "Linux 6.5": {(OPEN_TREE, "detached"): errno.EINVAL},
     "Linux 6.4": {(OPEN_TREE, "detached"): errno.EINVAL, (MOVE_MOUNT, "beneath"): errno.EINVAL},
+    "beneath": {(OPEN_TREE, "detached"): errno.EINVAL, (MOVE_MOUNT, "beneath"): errno.EACCES},
     "open_tree": {(OPEN_TREE, "detached"): errno.EPERM, (OPEN_TREE, "attached"): errno.EPERM},
     "Linux 5.1": {(FSOPEN, ""): errno.ENOSYS},
     "a filter": {(FSOPEN, ""): errno.EPERM},
@@ -148,9 +189,8 @@ sys.exit(main())
 
 
 def program(layers: Layers, without: str) -> list[str]:
-    options = f"lowerdir={layers.lower},upperdir={layers.upper},workdir={layers.work},engine=native"
     script = PROGRAM.format(refused=WITHOUT[without], open_tree=OPEN_TREE, move_mount=MOVE_MOUNT)
-    return [sys.executable, "-c", script, options, os.fspath(layers.mnt)]
+    return [sys.executable, "-c", script, stack(layers), os.fspath(layers.mnt)]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +198,7 @@ def program(layers: Layers, without: str) -> list[str]:
     [
         ("Linux 6.5", "/merged"),
         ("Linux 6.4", "/"),
+        ("beneath", "/"),
         ("open_tree", "/"),
         ("Linux 5.1", "/"),
         ("a filter", "/"),
@@ -177,6 +218,25 @@ def test_where_it_cannot_be_done_it_begins_at_the_root(layers: Layers, without: 
         finally:
             umount(os.fsencode(layers.mnt), MNT_DETACH)
             daemon.wait(LIMIT)
+
+
+@pytest.mark.parametrize("without", ["nothing", "Linux 6.5"])
+def test_others_who_share_the_mountpoint_see_one_mount_come_and_go(shared: Layers, without: str) -> None:
+    command = ["unshare", "-m", "--propagation", "slave", "sh", "-c", "echo; read end"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        try:
+            other.stdout.readline()
+            with subprocess.Popen(program(shared, without)) as daemon:
+                try:
+                    wait_until(lambda: roots_at(shared.mnt) == ["/merged"] or daemon.poll() is not None)
+                    assert roots_at(shared.mnt) == roots_at(shared.mnt, str(other.pid)) == ["/merged"]
+                finally:
+                    umount(os.fsencode(shared.mnt), MNT_DETACH)
+                    daemon.wait(LIMIT)
+            assert roots_at(shared.mnt) == roots_at(shared.mnt, str(other.pid)) == []
+        finally:
+            other.stdin.close()
 
 
 def test_what_fails_at_the_end_leaves_no_mount(layers: Layers) -> None:

@@ -266,3 +266,17 @@ def test_what_was_stored_through_a_mapping_before_is_not_lost(layers: Layers) ->
             change_flags(layers.mnt / "f", add=IMMUTABLE)
         os.close(fd)
     assert (layers.upper / "f").read_bytes()[:5] == b"hello"
+
+
+def test_what_may_only_grow_is_not_written_over_when_its_data_come_after_it(layers: Layers) -> None:
+    (layers.lower / "log").write_bytes(b"data")
+    with ours("engine=native,metacopy=on")(layers):
+        change_flags(layers.mnt / "log", add=APPEND)
+        assert "trusted.overlay.metacopy" in os.listxattr(layers.upper / "log")
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                writing(layers.mnt / "log", os.O_WRONLY)
+        writing(layers.mnt / "log", os.O_WRONLY | os.O_APPEND)
+        with pytest.raises(PermissionError):
+            writing(layers.mnt / "log", os.O_WRONLY)
+        assert (layers.mnt / "log").read_bytes() == b"datamore"

@@ -158,7 +158,6 @@ def is_invalidation(message: bytes | memoryview) -> bool:
     return len(message) == 40 and message[:16] == struct.pack("=IiQ", 40, 2, 0)
 
 
-
 class Wire:
     """The kernel's end of a connection."""
 

@@ -36,7 +36,7 @@ from _thread import start_new_thread
 from overlayfs_py.config import MountConfig
 from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.engines import machine
-from overlayfs_py.engines.beginning import NAME, Beginning
+from overlayfs_py.engines.beginning import NAME, Beginning, is_in_fstab
 from overlayfs_py.engines.native.closing import CLOSED_LATER
 from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.pace import MOST_HELPERS
@@ -143,8 +143,11 @@ def _rings_to_offer(config: MountConfig, fuse_fd: int) -> list[Ring]:
 
 
 def root_name(config: MountConfig) -> bytes:
-    """The name in the root at which the mount is to begin, empty where that is the root."""
-    return b"" if config.noacl or config.noxattrs else NAME
+    """The name in the root at which the mount is to begin, empty where that is the root.
+
+    mount(8) takes an entry of fstab(5) for mounted only where the root is, and would mount it again with `-a`.
+    """
+    return b"" if config.noacl or config.noxattrs or is_in_fstab(config.mountpoint) else NAME
 
 
 def serve(overlay: Overlay, fuse_fd: int, beginning: Beginning | None = None) -> None:

@@ -48,6 +48,9 @@ cdef enum:
 # Linux 5.9 and 5.10 may find the end of a file where nothing is cached (preadv2(2), BUGS).
 cdef bint tells_what_is_cached = machine.release() not in ((5, 9), (5, 10))
 
+# Before Linux 5.13, FUSE passed on whatever anybody wanted to be set: there it is for root alone.
+cdef bint kernel_checks_flags = machine.release() >= (5, 13)
+
 cdef size_t IN_PLACE = core_files.copyup.IN_PLACE_BYTES
 
 
@@ -506,6 +509,8 @@ cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
 
 def _flush_and_set_flags(Session s, Request r):
     cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
+    if not kernel_checks_flags and r.asker() != 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     with s.lock:
         node = s.node(r.nodeid)
     if node.kind == REGULAR:

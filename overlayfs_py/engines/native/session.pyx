@@ -97,7 +97,7 @@ cdef class Request:
         return name
 
     cdef Py_ssize_t do_rest(self) except -2:
-        """Do what was left for when the lock is free; the length of the answer, or DEFERRED."""
+        """Do what was left for when the lock is free; the length of the answer."""
         function, arguments = self.rest
         self.rest = None
         return function(*arguments)
