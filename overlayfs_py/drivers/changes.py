@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _BACKUP: Final = ".before-overlayfs-py"
 
@@ -47,11 +48,17 @@ def make(changes: Sequence[Change]) -> None:
             old = read(change.path)
             if old == change.text:
                 continue
-            change.path.parent.mkdir(parents=True, exist_ok=True)
             backup = _backup(change.path)
             # The first backup is what the user had, whatever we have written since.
-            first = json.loads(backup.read_text())["before"] if backup.exists() else old
-            _write(backup, json.dumps({"before": first, "after": change.text}), 0o600)
+            kept: dict[str, Any] = json.loads(backup.read_text()) if backup.exists() else {"before": old}
+            new = [str(parent) for parent in change.path.parents if not parent.exists()]
+            kept.update(after=change.text, directories=[*new, *kept.get("directories", ())])
+            change.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write(backup, json.dumps(kept), 0o600)
+            except OSError:
+                _remove_empty(new)
+                raise
             made.append(change.path)
             _write(change.path, change.text, change.mode)
     except OSError:
@@ -62,9 +69,11 @@ def make(changes: Sequence[Change]) -> None:
 def undo(paths: Sequence[Path]) -> list[Path]:
     """Give files back what they had before `make`, newest first; returns those that had been changed.
 
+    Directories that were made for them go, if nothing else is in them by now.
+
     Raises DriverError, and changes nothing, where another has written to one since.
     """
-    found: list[tuple[Path, str | None]] = []
+    found: list[tuple[Path, str | None, list[str]]] = []
     for path in reversed(paths):
         backup = _backup(path)
         if not backup.exists():
@@ -72,14 +81,27 @@ def undo(paths: Sequence[Path]) -> list[Path]:
         kept = json.loads(backup.read_text())
         if read(path) not in (kept["before"], kept["after"]):
             raise DriverError(f"{path} was changed since: take it back by hand, what it had is in {backup}")
-        found.append((path, kept["before"]))
-    for path, before in found:
+        found.append((path, kept["before"], kept.get("directories", [])))
+    for path, before, directories in found:
         if before is None:
             path.unlink(missing_ok=True)
         else:
             _write(path, before, 0o644)
         _backup(path).unlink()
-    return [path for path, _ in found]
+        _remove_empty(directories)
+    return [path for path, _, _ in found]
+
+
+def _remove_empty(directories: Sequence[str]) -> None:
+    """Remove directories, the innermost first, up to one that holds something."""
+    for directory in directories:
+        try:
+            os.rmdir(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+            # somebody's own is in it, or it is gone
+            return
 
 
 def is_made(path: Path) -> bool:

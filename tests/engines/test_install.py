@@ -91,12 +91,25 @@ def kernels(base: Path) -> dict[str, str]:
     return {"CONTAINERS_STORAGE_CONF": str(conf)}
 
 
-def test_a_user_gets_a_file_of_their_own(layers: Layers) -> None:
-    path = layers.base / "containers" / "storage.conf"
-    ovl("install", "podman", "--user", XDG_CONFIG_HOME=str(layers.base))
+@pytest.mark.parametrize("own", [[], ["before"], ["since"], ["before", "since"]])
+def test_a_user_gets_a_file_of_their_own(layers: Layers, own: list[str]) -> None:
+    """Directories made for it go with it, unless they hold something by then."""
+    home = layers.base / "home" / "config"
+    path = home / "containers" / "storage.conf"
+    if "before" in own:
+        path.parent.mkdir(parents=True)
+    ovl("install", "podman", "--user", XDG_CONFIG_HOME=str(home))
     assert "mount_program" in path.read_text()
-    assert ovl("uninstall", "podman", "--user", XDG_CONFIG_HOME=str(layers.base)).startswith(f"removed {path}\n")
-    assert list(path.parent.iterdir()) == []
+    ovl("install", "podman", "--user", XDG_CONFIG_HOME=str(home))
+    if "since" in own:
+        (home / "mine").touch()
+    assert ovl("uninstall", "podman", "--user", XDG_CONFIG_HOME=str(home)).startswith(f"removed {path}\n")
+    assert path.parent.exists() == ("before" in own)
+    assert home.parent.exists() == bool(own)
+    if "before" in own:
+        assert os.listdir(path.parent) == []
+    if "since" in own:
+        assert (home / "mine").exists()
 
 
 def test_a_file_that_was_changed_since_is_left_alone(layers: Layers) -> None:
