@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.syscalls import MNT_DETACH, mount, umount
-from tests.support.uring import switch_kept
+from tests.support.uring import switch_kept, undisturbed
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -147,7 +147,7 @@ def our_mount(
     with contextlib.ExitStack() as mounted:
         daemon = _daemon(mountpoint, command, log, daemonise=daemonise, clean_log=clean_log, limit=limit)
         # What a mount speaks over is settled when it is made.
-        with switch_kept() if b"uring=on" in options else contextlib.nullcontext():
+        with switch_kept() if b"uring=on" in options else undisturbed():
             live = mounted.enter_context(daemon)
         yield live
 

@@ -37,4 +37,22 @@ def switch_kept() -> Iterator[None]:
             yield
         finally:
             _kept = False
-            SWITCH.write_text(before, encoding="ascii")
+            with _mounting(fcntl.LOCK_EX):
+                SWITCH.write_text(before, encoding="ascii")
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """For a mount that may speak over io_uring, while it is made: the switch that it has seen on is not set back."""
+    with _mounting(fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _mounting(how: int) -> Iterator[None]:
+    lock = os.open(SWITCH.parent.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, how)
+        yield
+    finally:
+        os.close(lock)

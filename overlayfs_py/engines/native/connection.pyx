@@ -10,6 +10,8 @@ from libc.string cimport memset
 from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport FOREVER, OPEN_TO_ALL, Request, Session, serves
 
+from overlayfs_py.engines import machine
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Beyond what fits into an enumeration.
@@ -56,7 +58,8 @@ cdef Py_ssize_t do_init(Session s, Request r) except -2:
         wanted |= protocol.READDIRPLUS_AUTO
     if s.fs.config.security_label:
         wanted |= SECURITY_CTX
-    if s.want_uring:
+    # The kernel looks at its switch once more when it has the answer.
+    if s.want_uring and machine.uring_switch() is not False:
         wanted |= OVER_IO_URING
     if s.fs.config.io == "passthrough":
         wanted |= PASSTHROUGH | protocol.ATOMIC_O_TRUNC
