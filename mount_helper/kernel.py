@@ -58,7 +58,7 @@ def mount(request: Request, device: int) -> None:
     if request.context is not None:
         options.append(b'context="%s"' % request.context)
     target = request.mountpoint
-    _call(
+    _checked(
         _LIBC.mount(request.source, target, b"fuse." + SUBTYPE, ctypes.c_ulong(request.flags), b",".join(options)),
         target,
     )
@@ -66,7 +66,7 @@ def mount(request: Request, device: int) -> None:
 
 def unmount(mountpoint: bytes, flags: int) -> None:
     """umount2(2), never through a symbolic link. Raises OSError."""
-    _call(_LIBC.umount2(mountpoint, flags | UMOUNT_NOFOLLOW), mountpoint)
+    _checked(_LIBC.umount2(mountpoint, flags | UMOUNT_NOFOLLOW), mountpoint)
 
 
 def mount_aside(request: Request, device: int) -> int:
@@ -199,14 +199,9 @@ def explain(error: OSError, mountpoint: bytes) -> HelperError:
     return HelperError(f"cannot mount on {show(mountpoint)}: {error.strerror}")
 
 
-def _checked(result: int) -> int:
+def _checked(result: int, path: bytes | None = None) -> int:
+    """What a call of the C library has answered; raises OSError for what is less than nothing."""
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
-
-
-def _call(result: int, path: bytes) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
+    return result

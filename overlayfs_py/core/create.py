@@ -41,8 +41,7 @@ def create(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) ->
     file_fd = -1
     if not over_whiteout and _is_for_disk(fs, caller) and not marks.is_dot_name(name):
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.umask(caller.umask)
-        with acting_as(caller.uid, caller.gid):
+        with _as(caller):
             file_fd = os.open(name, flags, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
         try:
             st = os.fstat(file_fd)
@@ -79,8 +78,7 @@ def mknod(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int, rde
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
     over_whiteout = _make_room(fs, parent, name)
     if not over_whiteout and _is_for_disk(fs, caller) and not marks.is_dot_name(name):
-        os.umask(caller.umask)
-        with acting_as(caller.uid, caller.gid):
+        with _as(caller):
             files.make_node(fs.dir_fd(parent), name, mode, rdev)
         st = _stat_new(fs, parent, name)
     else:
@@ -100,7 +98,7 @@ def symlink(fs: Overlay, caller: Caller, parent: Node, name: bytes, target: byte
     """Make a symbolic link to `target`; EEXIST where the name is taken."""
     over_whiteout = _make_room(fs, parent, name)
     if not over_whiteout and _is_for_disk(fs, caller):
-        with acting_as(caller.uid, caller.gid):
+        with _as(caller):
             os.symlink(target, name, dir_fd=fs.dir_fd(parent))
         st = _stat_new(fs, parent, name)
     else:
@@ -117,8 +115,7 @@ def mkdir(fs: Overlay, caller: Caller, parent: Node, name: bytes, mode: int) -> 
     """Make a directory; EEXIST where the name is taken. It is opaque where lower layers could show through."""
     over_whiteout = _make_room(fs, parent, name)
     if not over_whiteout and _is_for_disk(fs, caller):
-        os.umask(caller.umask)
-        with acting_as(caller.uid, caller.gid):
+        with _as(caller):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=fs.dir_fd(parent))
         # Without a whiteout, no lower layer has the name: the mark spares looking for all that is below it.
         st = _stat_new(fs, parent, name, opaque=bool(parent.lowers))
@@ -199,8 +196,7 @@ def tmpfile(fs: Overlay, caller: Caller, parent: Node, mode: int) -> Node:
     work = fs.writable()
     in_place = work.tmpfiles and _is_for_disk(fs, caller)
     if in_place:
-        os.umask(caller.umask)
-        with acting_as(caller.uid, caller.gid):
+        with _as(caller):
             staged = Staged(work, files.tmpfile(fs.dir_fd(parent), stat.S_IMODE(mode)), None, opened=True)
     else:
         staged = work.stage_file(0o600)
@@ -271,6 +267,12 @@ def _is_for_disk(fs: Overlay, caller: Caller) -> bool:
         and fs.upper.override is None
         and not _without_acls(fs)
     )
+
+
+def _as(caller: Caller) -> acting_as:
+    """The block in which this thread makes things as `caller` does: with its umask, and as its own."""
+    os.umask(caller.umask)
+    return acting_as(caller.uid, caller.gid)
 
 
 def _without_acls(fs: Overlay) -> bool:

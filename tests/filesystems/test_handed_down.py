@@ -13,12 +13,10 @@ import pytest
 
 from tests.conftest import Layers
 from tests.filesystems.disks import writable
+from tests.support.inode_flags import FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, NOATIME, NOCOW, change_flags, flags_of
 from tests.support.mounts import kernel_mount, our_mount
 
-FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
-FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 PROJINHERIT = 0x200
-NOATIME, NOCOW = 0x80, 0x800000
 FSXATTR = struct.Struct("=IIIII8s")
 
 # Made in each directory: by root or somebody else, through a name or without one.
@@ -38,15 +36,6 @@ for directory in sys.argv[1:]:
 DIRECTORIES = ("merged", "plain")
 
 
-def with_flags(path: Path, flags: int) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        (before,) = struct.unpack("i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
-        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("i", before | flags))
-    finally:
-        os.close(fd)
-
-
 def with_project(path: Path, project: int) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -61,7 +50,6 @@ def handed_down(path: Path) -> tuple[int, int, int, int]:
     """(flags, project id, owner, mode) of a file or directory as its filesystem has it."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        (flags,) = struct.unpack("i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
         try:
             project = FSXATTR.unpack(fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR.size)))[3]
         except OSError as error:
@@ -69,7 +57,7 @@ def handed_down(path: Path) -> tuple[int, int, int, int]:
                 raise
             project = 0
         st = os.fstat(fd)
-        return flags & (NOATIME | NOCOW), project, st.st_uid, st.st_mode
+        return flags_of(path) & (NOATIME | NOCOW), project, st.st_uid, st.st_mode
     finally:
         os.close(fd)
 
@@ -91,7 +79,7 @@ def test_a_directory_hands_down_what_the_kernel_lets_it_hand_down(
                 (upper / name).chmod(0o2777)
                 if kind == "xfs":
                     with_project(upper / name, 42)
-                with_flags(upper / name, NOCOW if kind == "btrfs" else NOATIME)
+                change_flags(upper / name, add=NOCOW if kind == "btrfs" else NOATIME)
             mount = (
                 kernel_mount(layers.mnt, [layers.lower], upper, work)
                 if who == "kernel"

@@ -13,11 +13,9 @@ import pytest
 
 from tests.conftest import Layers
 from tests.options.rig import traced
+from tests.support.inode_flags import APPEND, FS_IOC_FSGETXATTR, IMMUTABLE, NODUMP, flags_of, set_flags
 from tests.support.mounts import kernel_mount, our_mount
 from tests.support.syscalls import MNT_DETACH, umount
-
-FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR = 0x80086601, 0x40086602, 0x801C581F
-IMMUTABLE, APPEND, NODUMP = 0x10, 0x20, 0x40
 
 
 @pytest.fixture
@@ -52,22 +50,6 @@ def test_the_kernel_keeps_where_a_link_leads(layers: Layers) -> None:
         assert os.readlink(layers.mnt / "link") == "elsewhere"
 
 
-def flags(path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return int(struct.unpack("i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))[0])
-    finally:
-        os.close(fd)
-
-
-def set_flags(path: Path, value: int) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("i", value))
-    finally:
-        os.close(fd)
-
-
 def test_a_time_of_birth_is_that_of_the_real_object(base: Path, mnt: Path) -> None:
     assert born(mnt / "f") == born(base / "lower" / "f") != "0\n"
     assert born(mnt) == born(base / "upper")
@@ -77,25 +59,25 @@ def test_a_time_of_birth_is_that_of_the_real_object(base: Path, mnt: Path) -> No
 
 @pytest.mark.parametrize("name", ["f", "d"])
 def test_flags_are_shown_and_changed_in_a_copy(base: Path, mnt: Path, name: str) -> None:
-    before = flags(base / "lower" / name)
-    assert flags(mnt / name) == before
+    before = flags_of(base / "lower" / name)
+    assert flags_of(mnt / name) == before
     set_flags(mnt / name, before | NODUMP)
-    assert flags(mnt / name) == flags(base / "upper" / name) == before | NODUMP
-    assert flags(base / "lower" / name) == before
+    assert flags_of(mnt / name) == flags_of(base / "upper" / name) == before | NODUMP
+    assert flags_of(base / "lower" / name) == before
 
 
 def test_flags_are_what_the_kernels_overlayfs_shows_of_the_same_upper(base: Path) -> None:
     with our_mount(base / "mnt", [base / "lower"], base / "upper", base / "work", "engine=native"):
         set_flags(base / "mnt" / "f", NODUMP)
-        ours = flags(base / "mnt" / "f")
+        ours = flags_of(base / "mnt" / "f")
     with kernel_mount(base / "mnt", [base / "lower"], base / "upper", base / "work"):
-        assert flags(base / "mnt" / "f") == ours
+        assert flags_of(base / "mnt" / "f") == ours
 
 
 @pytest.mark.parametrize("flag", [IMMUTABLE, APPEND])
 def test_what_is_immutable_or_grows_only_stays_so(mnt: Path, flag: int) -> None:
     (mnt / "kept").write_bytes(b"data")
-    kept = flags(mnt / "kept")
+    kept = flags_of(mnt / "kept")
     set_flags(mnt / "kept", kept | flag)
     try:
         with pytest.raises(PermissionError):
@@ -112,7 +94,7 @@ def test_what_is_immutable_or_grows_only_stays_so(mnt: Path, flag: int) -> None:
 def test_what_may_only_grow_grows(base: Path, engine: str) -> None:
     path, stored = base / "mnt" / "log", base / "upper" / "log"
     stored.write_bytes(b"data")
-    before = flags(stored)
+    before = flags_of(stored)
     set_flags(stored, before | APPEND)
     try:
         with our_mount(base / "mnt", [base / "lower"], base / "upper", base / "work", f"engine={engine}"):
@@ -130,7 +112,7 @@ def test_what_may_only_grow_grows(base: Path, engine: str) -> None:
 
 def test_what_was_written_before_it_was_made_to_grow_only_is_not_written_over(mnt: Path) -> None:
     (mnt / "log").write_bytes(b"data")
-    before = flags(mnt / "log")
+    before = flags_of(mnt / "log")
     set_flags(mnt / "log", before | APPEND)
     try:
         with pytest.raises(PermissionError), (mnt / "log").open("r+b", buffering=0) as file:

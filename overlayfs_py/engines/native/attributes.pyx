@@ -1,13 +1,13 @@
 # cython: language_level=3, annotation_typing=False
-"""Requests about what an object is: its attributes, the target of a link, extended attributes, the filesystem."""
+"""Requests about what an object is: its attributes and flags, the target of a link, extended attributes, the filesystem."""
 
 import errno
 import os
 import stat
 
-from libc.errno cimport ENODATA
+from libc.errno cimport ENODATA, ENOTTY
 from libc.stdint cimport INT64_MAX, uint32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
@@ -15,15 +15,21 @@ from overlayfs_py.engines.native.answers cimport (
     get_time, put_attr, put_attr_out, put_bytes, put_size, put_sized, put_stat, put_statx, put_validity
 )
 from overlayfs_py.engines.native.plain cimport stat as stat_t
-from overlayfs_py.engines.native.session cimport Request, Session, serves
+from overlayfs_py.engines.native.session cimport DEFERRED, UNLOCKED, Request, Session, serves
 
+from overlayfs_py.core import flags
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
+from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.session import NeverAsk, nothing
 from overlayfs_py.sys.files import NOW
 
 cdef enum:
     DIRECTORY = 0o040000
+    REGULAR = 0o100000
+
+# Before Linux 5.13, FUSE passed on whatever anybody wanted to be set: there it is for root alone.
+cdef bint kernel_checks_flags = machine.release() >= (5, 13)
 
 
 cdef Py_ssize_t do_getattr(Session s, Request r) except -2:
@@ -177,6 +183,43 @@ cdef Py_ssize_t do_removexattr(Session s, Request r) except -2:
     return s.run(r, OPERATIONS["removexattr"](s.fs, s.node(r.nodeid), key), nothing)
 
 
+cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
+    cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
+    if op.cmd in flags.READING:
+        with s.lock:
+            found = OPERATIONS["get_flags"](s.fs, s.node(r.nodeid), op.cmd, op.out_size)
+        put_ioctl(s, r, 0)
+        memcpy(r.out + sizeof(protocol.ioctl_out), <char*>found, len(found))
+        return sizeof(protocol.ioctl_out) + len(found)
+    if op.cmd in flags.WRITING:
+        if op.in_size > r.size:
+            raise OSError(errno.EIO, "a value cut short")
+        # What was stored through a mapping while that was allowed is not to be refused.
+        s.flushing.submit(s._answer, r, _flush_and_set_flags, (s, r))
+        return DEFERRED
+    # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer. Whatever Python opens it asks
+    # for a terminal's settings, so this is no place for an exception.
+    r.error = ENOTTY
+    return 0
+
+
+def _flush_and_set_flags(Session s, Request r):
+    cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
+    if not kernel_checks_flags and r.asker() != 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    with s.lock:
+        node = s.node(r.nodeid)
+    if node.kind == REGULAR:
+        s.through.forget(r.nodeid, 0)
+    with s.lock:
+        return s.run(r, OPERATIONS["set_flags"](s.fs, node, op.cmd, r.data[: op.in_size]), put_ioctl)
+
+
+def put_ioctl(Session session, Request request, value):
+    memset(request.out, 0, sizeof(protocol.ioctl_out))
+    return sizeof(protocol.ioctl_out)
+
+
 serves(protocol.GETATTR, do_getattr, 16, 0)
 serves(protocol.STATX, do_statx, sizeof(protocol.statx_in), 0)
 serves(protocol.SETATTR, do_setattr, sizeof(protocol.setattr_in), 0)
@@ -186,3 +229,4 @@ serves(protocol.GETXATTR, do_getxattr, sizeof(protocol.getxattr_in), 0)
 serves(protocol.LISTXATTR, do_listxattr, sizeof(protocol.getxattr_in), 0)
 serves(protocol.SETXATTR, do_setxattr, sizeof(protocol.setxattr_in), 0)
 serves(protocol.REMOVEXATTR, do_removexattr, 0, 0)
+serves(protocol.IOCTL, do_ioctl, sizeof(protocol.ioctl_in), UNLOCKED)

@@ -4,9 +4,9 @@
 import errno
 import os
 
-from libc.errno cimport EAGAIN, ENOTTY, errno as c_errno
+from libc.errno cimport EAGAIN, errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.unistd cimport close, pread, pwrite
 
 from overlayfs_py.core.nodes cimport Node
@@ -21,7 +21,7 @@ from overlayfs_py.engines.native.session cimport (
 )
 
 from overlayfs_py.core import files as core_files
-from overlayfs_py.core import flags, protection
+from overlayfs_py.core import protection
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines import machine
@@ -37,7 +37,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     SET_IDS = 0o6000
-    REGULAR = 0o100000
 
     # Bytes of a write that is worth another thread, nanoseconds after which one has waited for its disk, and for how
     # long after it others are thought to.
@@ -47,9 +46,6 @@ cdef enum:
 
 # Linux 5.9 and 5.10 may find the end of a file where nothing is cached (preadv2(2), BUGS).
 cdef bint tells_what_is_cached = machine.release() not in ((5, 9), (5, 10))
-
-# Before Linux 5.13, FUSE passed on whatever anybody wanted to be set: there it is for root alone.
-cdef bint kernel_checks_flags = machine.release() >= (5, 13)
 
 cdef size_t IN_PLACE = core_files.copyup.IN_PLACE_BYTES
 
@@ -487,43 +483,6 @@ cdef Py_ssize_t do_release(Session s, Request r) except -2:
     return 0
 
 
-cdef Py_ssize_t do_ioctl(Session s, Request r) except -2:
-    cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
-    if op.cmd in flags.READING:
-        with s.lock:
-            found = OPERATIONS["get_flags"](s.fs, s.node(r.nodeid), op.cmd, op.out_size)
-        put_ioctl(s, r, 0)
-        memcpy(r.out + sizeof(protocol.ioctl_out), <char*>found, len(found))
-        return sizeof(protocol.ioctl_out) + len(found)
-    if op.cmd in flags.WRITING:
-        if op.in_size > r.size:
-            raise OSError(errno.EIO, "a value cut short")
-        # What was stored through a mapping while that was allowed is not to be refused.
-        s.flushing.submit(s._answer, r, _flush_and_set_flags, (s, r))
-        return DEFERRED
-    # Never ENOSYS: the kernel's overlayfs must be able to use this mount as a lower layer. Whatever Python opens it asks
-    # for a terminal's settings, so this is no place for an exception.
-    r.error = ENOTTY
-    return 0
-
-
-def _flush_and_set_flags(Session s, Request r):
-    cdef protocol.ioctl_in* op = <protocol.ioctl_in*>r.op
-    if not kernel_checks_flags and r.asker() != 0:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    with s.lock:
-        node = s.node(r.nodeid)
-    if node.kind == REGULAR:
-        s.through.forget(r.nodeid, 0)
-    with s.lock:
-        return s.run(r, OPERATIONS["set_flags"](s.fs, node, op.cmd, r.data[: op.in_size]), put_ioctl)
-
-
-def put_ioctl(Session session, Request request, value):
-    memset(request.out, 0, sizeof(protocol.ioctl_out))
-    return sizeof(protocol.ioctl_out)
-
-
 serves(protocol.READ, do_read, sizeof(protocol.read_in), UNLOCKED | OPEN_TO_ALL)
 serves(protocol.WRITE, do_write, sizeof(protocol.write_in), UNLOCKED | OPEN_TO_ALL)
 serves(protocol.FSYNC, do_fsync, sizeof(protocol.fsync_in), OPEN_TO_ALL)
@@ -535,4 +494,3 @@ serves(protocol.COPY_FILE_RANGE_64, do_copy_file_range_64, sizeof(protocol.copy_
 serves(protocol.OPEN, do_open, sizeof(protocol.open_in), 0)
 serves(protocol.CREATE, do_create, sizeof(protocol.create_in), 0)
 serves(protocol.RELEASE, do_release, sizeof(protocol.release_in), OPEN_TO_ALL)
-serves(protocol.IOCTL, do_ioctl, sizeof(protocol.ioctl_in), UNLOCKED)
