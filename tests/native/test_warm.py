@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Layers
 from tests.native import shelf
 from tests.native.other import served_by
+from tests.support.caches import names_kept
 from tests.support.mounts import our_mount
 
 _PATIENCE = 30.0  # seconds
@@ -25,6 +26,7 @@ def mnt(layers: Layers, log: Path, uring: str) -> Iterator[Path]:
     options = f"engine=native,uring={uring}"
     log.touch()
     with (
+        names_kept(),
         served_by("tests.native.shelf", layers.lower, log),
         our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options),
     ):

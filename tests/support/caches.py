@@ -1,18 +1,27 @@
-"""What the whole machine has cached of names: having it forgotten, and telling whether somebody else had."""
+"""What the machine has cached of names, and with them of files: having it forgotten, or keeping others from that."""
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 _DROP: Final = Path("/proc/sys/vm/drop_caches")
-_COUNTS: Final = Path("/proc/vmstat")
 
 
 def drop_names() -> None:
-    """Have the kernel forget names that nobody uses, those it knows to be missing, too, and their inodes."""
-    _DROP.write_text("2")
+    """Have the kernel forget names that nobody uses, those it knows to be missing, too, and their inodes and pages.
+
+    It waits for tests that rely on them.
+    """
+    with _DROP.open("w", encoding="ascii") as drop:
+        fcntl.flock(drop, fcntl.LOCK_EX)
+        drop.write("2")
 
 
-def times_emptied() -> str:
-    """How often somebody on this machine has had the kernel forget the names that it knows."""
-    (line,) = [line for line in _COUNTS.read_text().splitlines() if line.startswith("drop_slab ")]
-    return line
+@contextlib.contextmanager
+def names_kept() -> Iterator[None]:
+    """For a test that relies on what the kernel has cached: no other has it forgotten meanwhile."""
+    with _DROP.open("w", encoding="ascii") as drop:
+        fcntl.flock(drop, fcntl.LOCK_SH)
+        yield
