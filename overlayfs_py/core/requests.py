@@ -74,8 +74,8 @@ class Job:
     it raised. Several operations may hand out one job: it is run once, the one that handed it out first goes on first,
     as the outcome is its to commit, and the others after that.
 
-    The engine may put into `unwanted` what tells whether the one that handed it out has been killed: work that takes
-    long looks there between its pieces, and ends with EINTR.
+    The engine may put into `unwanted` what tells whether nobody waits for it any more: work that takes long looks there
+    between its pieces, and ends with EINTR.
     """
 
     __slots__ = ("error", "finished", "run", "unwanted")

@@ -26,6 +26,7 @@ from overlayfs_py.core.overlay import Overlay
 from overlayfs_py.core.requests import Attr, Caller, Changes, Job, Steps
 from overlayfs_py.engines.beginning import Beginning
 from overlayfs_py.journal import Journal
+from overlayfs_py.sys.descriptors import is_cut_off
 
 log = Journal(__name__)
 
@@ -75,9 +76,10 @@ class Portable(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, fs: Overlay) -> None:
+    def __init__(self, fs: Overlay, fuse_fd: int) -> None:
         super().__init__()
         self.fs = fs
+        self.fuse_fd = fuse_fd
         self.enable_writeback_cache = fs.config.writeback
         self.enable_acl = not fs.config.noacl and not fs.config.noxattrs
         self.handles: dict[int, Any] = {}
@@ -104,6 +106,7 @@ class Portable(pyfuse3.Operations):
         if job.finished:
             return
         done = self.running[job] = trio.Event()
+        job.unwanted = lambda: is_cut_off(self.fuse_fd)
         try:
             await trio.to_thread.run_sync(job.execute)
         finally:
@@ -391,7 +394,7 @@ def serve(overlay: Overlay, fuse_fd: int, beginning: Beginning) -> None:
     os.umask(0)
     # The kernel knows no allow_root: libfuse turns others away where the mount lets everybody in.
     options = {"allow_root"} if overlay.config.allow_root else set()
-    pyfuse3.init(Portable(overlay), f"/dev/fd/{fuse_fd}", options)
+    pyfuse3.init(Portable(overlay, fuse_fd), f"/dev/fd/{fuse_fd}", options)
     try:
         trio.run(pyfuse3.main)
     except* ConnectionAbortedError:

@@ -1,8 +1,9 @@
-"""The descriptors that a process has."""
+"""The descriptors that a process has, and what becomes of one."""
 
 from __future__ import annotations
 
 import os
+import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,3 +17,10 @@ def close_all_but(kept: Collection[int]) -> None:
         os.closerange(first, fd)
         first = fd + 1
     os.closerange(first, max(map(int, os.listdir("/proc/self/fd"))) + 1)
+
+
+def is_cut_off(fd: int) -> bool:
+    """Whether what a descriptor leads to is gone (POLLERR): of /dev/fuse, unmounted or aborted."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

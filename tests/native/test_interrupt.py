@@ -1,6 +1,7 @@
 """Signals for who waits for a copy-up: one who is killed need not wait for its end, and leaves nothing half done."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -14,13 +15,20 @@ import pytest
 from tests.conftest import Layers
 from tests.native import trickle
 from tests.native.other import served_by
-from tests.support.mounts import our_mount
+from tests.support.mounts import CONNECTIONS, our_mount
 
 PATIENCE = 30.0  # seconds; copying the large file would take many minutes
 
 WRITE = "import os, sys; os.pwrite(os.open(sys.argv[1], os.O_WRONLY), b'W', 0)"
 # A first signal that is no reason to end comes before the one that is.
 HANDLED = "import signal; signal.signal(signal.SIGUSR1, lambda *_: None); " + WRITE
+# The errno that it gets is its status.
+ANSWERED = f"""
+try:
+    {WRITE}
+except OSError as error:
+    sys.exit(error.errno)
+"""
 
 
 @pytest.fixture
@@ -109,3 +117,30 @@ def test_who_waits_for_the_same_copy_goes_on_when_another_is_killed(layers: Laye
             other.kill()
             assert other.wait(PATIENCE) == -signal.SIGKILL
     sound(layers)
+
+
+@pytest.mark.parametrize("engine", ["native,uring=off", "native,uring=on", "portable"])
+def test_a_copy_up_ends_with_its_connection(layers: Layers, engine: str) -> None:
+    with (
+        served_by("tests.native.trickle", layers.lower),
+        our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, f"engine={engine}") as live,
+        client(layers.mnt, ANSWERED) as process,
+    ):
+        wait_until(lambda: waits(process))
+        time.sleep(0.1)
+        (CONNECTIONS / str(live.connection) / "abort").write_text("1")
+        assert process.wait(PATIENCE) in {errno.ECONNABORTED, errno.ECANCELED}
+    assert os.listdir(layers.upper) == os.listdir(layers.work / "work") == []
+
+
+def test_a_daemon_that_takes_too_long_is_given_up(layers: Layers, uring: str) -> None:
+    options = f"engine=native,uring={uring},request_timeout=1"
+    with (
+        served_by("tests.native.trickle", layers.lower),
+        our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options),
+        client(layers.mnt, ANSWERED) as process,
+    ):
+        wait_until(lambda: waits(process))
+        # The kernel looks for such requests every 15 seconds (FUSE_TIMEOUT_TIMER_FREQ).
+        assert process.wait(15 + PATIENCE) in {errno.ECONNABORTED, errno.ECANCELED}
+    assert os.listdir(layers.upper) == os.listdir(layers.work / "work") == []

@@ -82,6 +82,8 @@ cdef Py_ssize_t never_ask() except -2
 
 cdef class Session:
     cdef readonly object fs
+    # The first descriptor of the connection.
+    cdef int fuse_fd
     cdef object lock
     cdef object pool
     # Threads that read and write data, other ones than those of jobs, which may take long.

@@ -35,6 +35,7 @@ from overlayfs_py.engines.native.listing import Listings
 from overlayfs_py.engines.native.workers import Workers
 from overlayfs_py.engines.once import Once
 from overlayfs_py.journal import Journal
+from overlayfs_py.sys.descriptors import is_cut_off
 
 cdef extern from "string.h" nogil:
     size_t strnlen(const char* text, size_t limit)
@@ -126,25 +127,27 @@ cdef class Request:
 
 
 class Watch:
-    """Looks now and then whether who asks for something that takes long has been killed.
+    """Looks now and then whether who asks for something that takes long still waits for it.
 
+    Nobody does once the connection is gone, nor does who has been killed.
     The kernel tells of a signal by INTERRUPT: once, whether that ends a process or not, and never where the signal came
     before a ring had the request. So that says too little, and is passed over. Who has been killed can't end before it
     has its answer.
     """
 
-    __slots__ = ("next", "pid")
+    __slots__ = ("fuse_fd", "next", "pid")
 
-    def __init__(self, pid):
+    def __init__(self, pid, fuse_fd):
         self.pid = pid
+        self.fuse_fd = fuse_fd
         self.next = 0.0
 
-    def killed(self):
+    def gone(self):
         now = time.monotonic()
         if now < self.next:
             return False
         self.next = now + _LOOK
-        return dying(self.pid)
+        return dying(self.pid) or is_cut_off(self.fuse_fd)
 
 
 def dying(pid):
@@ -184,6 +187,7 @@ cdef class Session:
 
     def __init__(self, fs, fuse_fd, *, want_uring=False, beginning=None):
         self.fs = fs
+        self.fuse_fd = fuse_fd
         self.beginning = beginning or Beginning(b"")
         self.want_uring = want_uring
         self.keeps_atimes = not fs.config.mount_flags & MS_NOATIME
@@ -333,7 +337,7 @@ cdef class Session:
         """The signal that says that `job` is committed, if it is for this caller to execute; None if it is another's."""
         if job in self.running:
             return None
-        job.unwanted = Watch(r.pid).killed
+        job.unwanted = Watch(r.pid, self.fuse_fd).gone
         self.running[job] = Once()
         return self.running[job]
 
