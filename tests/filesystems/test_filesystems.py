@@ -11,6 +11,7 @@ from tests.conftest import Layers
 from tests.filesystems import scenario
 from tests.filesystems.disks import IMAGES, STACKED, WRITABLE, holding, writable
 from tests.support import trees
+from tests.support.caches import names_kept
 from tests.support.mounts import MountFailed, kernel_mount, our_mount
 from tests.support.syscalls import mount, umount
 from tests.support.trees import Node
@@ -24,6 +25,9 @@ def prepared(layers: Layers) -> Path:
     return layers.lower
 
 
+# A copy that can't be marked loses its number and its links when it is forgotten; and to the kernel's overlayfs what it
+# copied from a mount that gives handles is stale then.
+@names_kept()
 def play(
     layers: Layers, lowers: list[Path], upper: Path, work: Path, *, linked: bool = True, stable: bool = True
 ) -> None:

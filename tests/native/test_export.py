@@ -340,3 +340,17 @@ def test_the_requests_of_opening_by_handle(tree: Layers) -> None:
         assert client.ask(LOOKUP, 1, b".\0").error == errno.EINVAL
         assert client.ask(LOOKUP, 1, b"..\0").error == errno.EINVAL
         assert client.ask(LOOKUP, client.look_up(b"d"), b"u\0").unpack(ENTRY)[1] == 0
+
+
+def test_without_handles_the_kernels_overlayfs_keeps_what_it_copied_up_from_such_a_layer(layers: Layers) -> None:
+    (layers.lower / "file").write_bytes(b"below")
+    below = layers.add("below")
+    with (
+        our_mount(below, [layers.lower], options="engine=native,nfs_export=off"),
+        kernel_mount(layers.mnt, [below], layers.upper, layers.work, "index=on"),
+    ):
+        (layers.mnt / "file").write_bytes(b"changed")
+        for _ in range(3):
+            drop_names()
+            assert (layers.mnt / "file").read_bytes() == b"changed"
+            assert (layers.mnt / "file").stat().st_nlink == 1
