@@ -182,12 +182,14 @@ def check_growth(backing: Backing, offset: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def take_set_ids(fd: int, in_group: InGroup | None = None) -> None:
-    """Take set-user-id and set-group-id from the open file `fd`, as without_set_ids has it."""
+def take_set_ids(fd: int, in_group: InGroup | None = None) -> bool:
+    """Take set-user-id and set-group-id from the open file `fd`, as without_set_ids has it; whether it had any."""
     st = os.fstat(fd)
     cleared = without_set_ids(st, in_group)
-    if cleared != stat.S_IMODE(st.st_mode):
-        os.fchmod(fd, cleared)
+    if cleared == stat.S_IMODE(st.st_mode):
+        return False
+    os.fchmod(fd, cleared)
+    return True
 
 
 def without_set_ids(st: os.stat_result, in_group: InGroup | None = None) -> int:

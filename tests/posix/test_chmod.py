@@ -4,6 +4,9 @@ import errno
 import mmap
 import os
 import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -186,6 +189,45 @@ CHANGES = {
 def test_changing_a_program_clears_setuid_and_setgid(root: Root, role: str, change: str, special: int) -> None:
     as_user(BY_ROLE[role], lambda: CHANGES[change]("f"))
     assert mode_of("f") == 0o777
+
+
+def build_program() -> None:
+    write("f", Path("/usr/bin/id").read_bytes())
+    os.chown("f", OWNER.uid, OWNER.gid)
+    os.chmod("f", 0o6777)
+
+
+def change_by_writing_the_same(path: str) -> None:
+    with opened(path, os.O_RDWR) as descriptor:
+        os.pwrite(descriptor, os.pread(descriptor, 16, 0), 0)
+
+
+def change_by_allocating(path: str) -> None:
+    with opened(path, os.O_RDWR) as descriptor:
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size + 10)
+
+
+def change_by_copying_to_the_end(path: str) -> None:
+    with opened(path) as source, opened(path, os.O_WRONLY) as target:
+        assert os.copy_file_range(source, target, 16, 0, os.fstat(target).st_size) == 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_by_append, change_by_writing_the_same, change_by_allocating, change_by_copying_to_the_end],
+    ids=lambda change: change.__name__,
+)
+@prepared(build_program)
+def test_a_changed_program_runs_without_privilege_even_if_nobody_has_looked_since(
+    root: Root, change: Callable[[str], None]
+) -> None:
+    assert mode_of("f") == 0o6777
+
+    def change_and_run() -> list[bytes]:
+        change("f")
+        return [subprocess.run(["./f", option], stdout=subprocess.PIPE, check=True).stdout for option in ("-u", "-g")]
+
+    assert as_user(OTHER, change_and_run) == [b"%d\n" % OTHER.uid, b"%d\n" % OTHER.gid]
 
 
 @pytest.mark.parametrize("special", [0o6000], ids=oct)

@@ -14,6 +14,7 @@ from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.answers cimport put_entry
 from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.pace cimport monotonic
+from overlayfs_py.engines.native.passthrough cimport ATTRIBUTES_ALONE
 from overlayfs_py.engines.native.pipes cimport RWF_NOWAIT, Pipe, iovec, is_cached, preadv2
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport (
@@ -265,7 +266,13 @@ def _write_held(Session session, Request request, backing):
 
 cdef clear_set_ids(Session s, Request r, object backing):
     if (<protocol.write_in*>r.op).write_flags & protocol.WRITE_KILL_SUIDGID:
-        core_files.take_set_ids(backing.fd, r.in_group(s))
+        take_set_ids_of(s, r, r.nodeid, backing)
+
+
+cdef take_set_ids_of(Session s, Request r, uint64_t node_id, object backing):
+    """Take set-id bits from a file. The kernel would go by those that it knows, and run the program with them."""
+    if core_files.take_set_ids(backing.fd, r.in_group(s)):
+        s.through.forget(node_id, ATTRIBUTES_ALONE)
 
 
 cdef Py_ssize_t write_data(Session s, Request r, object backing) except -2:
@@ -352,7 +359,7 @@ cdef take_set_ids(Session s, Request r, Node node):
     """Take set-id bits from a file that somebody else than root has changed without a WRITE that would say so."""
     backing = s.fs.files.held(node, write=True)
     if os.fstat(backing.fd).st_mode & SET_IDS and r.asker() != 0:
-        core_files.take_set_ids(backing.fd, r.in_group(s))
+        take_set_ids_of(s, r, node.id, backing)
 
 
 cdef Py_ssize_t copy_in_place(Session s, Request r) except -2:
