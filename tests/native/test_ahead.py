@@ -100,3 +100,66 @@ def test_what_changes_while_it_is_walked_is_seen(stack: list[Path], layers: Laye
         assert list(everything(layers.mnt)) == now
         assert any(name.endswith("/new") for name, _ in now)
         assert any(name.endswith("/moved") for name, _ in now)
+
+
+MANY = 3000
+
+
+@pytest.fixture
+def large(layers: Layers) -> Layers:
+    """A directory that takes many answers to list, with some of everything in it."""
+    directory = layers.lower / "large"
+    directory.mkdir()
+    for number in range(MANY):
+        path = directory / (f"{number}-" + "n" * (number % 40))
+        if number % 50 == 1:
+            path.mkdir()
+        elif number % 50 == 2:
+            path.symlink_to(f"to-{number}")
+        elif number % 50 == 3:
+            os.mknod(path, 0o020600, os.makedev(1, 3))
+        elif number % 50 == 4:
+            os.link(directory / f"{number - 4}-{'n' * ((number - 4) % 40)}", path)
+        else:
+            path.write_bytes(b"x" * number)
+    return layers
+
+
+def test_a_directory_of_many_answers_is_shown_as_the_kernel_shows_it(large: Layers, uring: str) -> None:
+    directory = large.mnt / "large"
+    with kernel_mount(large.mnt, [large.lower], large.upper, large.work):
+        expected = shown(directory)[1:]
+    assert len(expected) == MANY
+    for marked in (False, True):
+        if marked:
+            for number in range(10, MANY, 500):
+                (large.lower / "large" / f".wh.{number}").touch()
+            os.mknod(large.lower / "large" / "whiteout", 0o020000, 0)
+        with our_mount(large.mnt, [large.lower], large.upper, large.work, f"engine=native,uring={uring}"):
+            with ThreadPoolExecutor(3) as pool:
+                assert [found[1:] == expected for found in pool.map(shown, [directory] * 3)] == [True] * 3
+            assert shown(directory)[1:] == expected
+
+
+def test_what_changes_in_a_directory_of_many_answers_while_it_is_listed_is_seen(large: Layers) -> None:
+    with our_mount(large.mnt, [large.lower], large.upper, large.work, "engine=native"):
+        directory = large.mnt / "large"
+        listed: list[str] = []
+        changed = {f"{number}-{'n' * (number % 40)}" for number in range(10, MANY, 50)}
+        gone = {f"{number}-{'n' * (number % 40)}" for number in range(20, MANY, 50)}
+        with os.scandir(directory) as entries:
+            for number, entry in enumerate(entries):
+                listed.append(entry.name)
+                if number == 500:
+                    for name in changed:
+                        os.chmod(directory / name, 0o600)
+                    for name in gone:
+                        (directory / name).unlink()
+        left = {path.name for path in (large.lower / "large").iterdir()} - gone
+        # Names that went after they were asked for may still be told.
+        assert left <= set(listed) <= left | gone and len(listed) == len(set(listed))
+        for name in left:
+            now, below = (directory / name).lstat(), (large.lower / "large" / name).lstat()
+            mode = 0o600 if name in changed else below.st_mode & 0o777
+            assert (now.st_size, now.st_mode & 0o777) == (below.st_size, mode)
+        assert {entry.name for entry in directory.iterdir()} == left

@@ -2,7 +2,7 @@ from libc.stdint cimport uint64_t
 
 from overlayfs_py.core.nodes cimport Node, Real
 from overlayfs_py.engines.native.background cimport Background
-from overlayfs_py.engines.native.plain cimport Plain, dirent64, record
+from overlayfs_py.engines.native.plain cimport Plain, record
 
 cdef enum:
     SLOTS = 6
@@ -11,6 +11,9 @@ cdef struct slot:
     int state
     int fd
     uint64_t stamp
+    # The names to look at, one behind the other with a NUL after each, and their bytes; NULL for all of the directory.
+    char* wanted
+    size_t size
     char* memory
     size_t used
 
@@ -27,7 +30,8 @@ cdef class Ahead(Background):
     cdef Plain plain
     cdef bint on
     cdef dict expected
-    cdef list reals
+    # What each slot is for: the directory, or the listing whose next names it is about.
+    cdef list keys
     cdef int hits
     cdef uint64_t stamp
     cdef const char* prefix
@@ -36,9 +40,12 @@ cdef class Ahead(Background):
 
     cdef Prepared visit(self, Node node)
     cdef expect(self, list directories)
-    cdef Prepared _take(self, Real real)
+    cdef Prepared follow(self, Node node, object listing, Py_ssize_t index, Py_ssize_t own)
+    cdef Prepared _take(self, object key)
     cdef bint _is_plain(self, Node node)
     cdef _read_next(self)
-    cdef _queue(self, Node node)
+    cdef int _slot_for(self, object key)
+    cdef bint _queue(self, int number, object key, int fd, bytes wanted) except -1
     cdef void _fill(self, slot* one) noexcept nogil
-    cdef bint _note(self, slot* one, dirent64* name) noexcept nogil
+    cdef bint _list(self, slot* one) noexcept nogil
+    cdef bint _look_at(self, slot* one, const char* name) noexcept nogil

@@ -4,12 +4,13 @@
 A walk asks for one directory after the other, and who serves it is idle while the walker looks at what it got. Most
 walkers go down first, in the order of the listing. So, once that has come true a few times, the directories that come
 next are listed, and their entries looked at, before they are asked for; what was found is kept for that one question.
-It is only of directories that are one lower layer's alone, which don't change while they are mounted. Whatever goes
-wrong, or needs a decision, is left to the usual way.
+And of a directory that takes several answers to list, the entries of the next one are looked at while the last one is
+read. It is only of directories that are one lower layer's alone, which don't change while they are mounted. Whatever
+goes wrong, or needs a decision, is left to the usual way.
 """
 
 from libc.errno cimport EOPNOTSUPP, errno
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, strlen, strncmp
 from posix.unistd cimport close
 
@@ -18,8 +19,8 @@ from overlayfs_py.engines.native.background cimport (
     Background, pthread_cond_broadcast, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
 )
 from overlayfs_py.engines.native.plain cimport (
-    AT_SYMLINK_NOFOLLOW, DT_CHR, DT_UNKNOWN, KEYS, LISTING, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, Plain,
-    dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
+    AT_SYMLINK_NOFOLLOW, DT_CHR, DT_UNKNOWN, KEYS, LISTING, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, Plain,
+    S_ISCHR, dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
 )
 
 cdef enum:
@@ -31,7 +32,8 @@ cdef enum:
     RUNNING = 2
     DONE = 3
 
-    MOST_BYTES = 256 << 10  # of one directory; a larger one is read when it is asked for
+    MOST_BYTES = 256 << 10  # of one directory; a larger one is read as it is asked for
+    PART = 256  # entries of such a one
     MOST_EXPECTED = 512  # directories
     # How often an expectation has to come true before anything is read on its account.
     ENOUGH = 2
@@ -63,13 +65,14 @@ cdef class Ahead(Background):
         self.prefix, self.prefix_length = plain.prefix, len(plain.prefix)
         # The ids of directories that a walk has yet to enter, the next one last.
         self.expected = {}
-        self.reals = [None] * SLOTS
+        self.keys = [None] * SLOTS
         for one in range(SLOTS):
             self.slots[one].fd = -1
 
     def __dealloc__(self):
         for one in range(SLOTS):
             free(self.slots[one].memory)
+            free(self.slots[one].wanted)
 
     cdef Prepared visit(self, Node node):
         """Note that a directory is being listed; what has been read of it already, or None."""
@@ -110,7 +113,9 @@ cdef class Ahead(Background):
     cdef _read_next(self):
         """See that the directories expected next are being read, the very next one first."""
         cdef Node node
+        cdef Real real
         cdef list wanted = []
+        cdef int number, fd
         for node_id in reversed(self.expected):
             node = self.plain.nodes.by_id.get(node_id)
             if node is not None and self._is_plain(node) and (<Real>node.below).parent is not None:
@@ -118,61 +123,103 @@ cdef class Ahead(Background):
             if len(wanted) == SLOTS // 2:
                 break
         for node in reversed(wanted):
-            self._queue(node)
+            real = <Real>node.below
+            number = self._slot_for(real)
+            if number < 0:
+                continue
+            fd = openat(
+                self.plain.dirs.fd(real.parent), real.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC
+            )
+            if fd >= 0:
+                # otherwise whoever asks for it will be told
+                self._queue(number, real, fd, None)
 
-    cdef _queue(self, Node node):
-        cdef int fd, one
+    cdef Prepared follow(self, Node node, object listing, Py_ssize_t index, Py_ssize_t own):
+        """What has been found of a listing's entries from `index` on, and have those behind them looked at.
+
+        It is of the entries before `listing.known`; where nothing has been found, the caller looks at `own` of them.
+        """
+        cdef Prepared found = None
+        cdef list entries = listing.entries
+        cdef int fd
+        if not self.on or not self._is_plain(node):
+            listing.known = len(entries)
+            return None
+        if listing.queued >= 0:
+            found = self._take(listing)
+        if found is not None and listing.queued == index:
+            index = min(index + PART, len(entries))
+        else:
+            found = None
+            index = min(index + own, len(entries))
+        listing.known, listing.queued = index, -1
+        known = node.children or {}
+        wanted = [name for _, name in entries[index : index + PART] if name not in known]
+        if wanted:
+            fd = openat(self.plain.dirs.fd(<Real>node.below), b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
+            if fd >= 0 and self._queue(self._slot_for(listing), listing, fd, b"\0".join(wanted) + b"\0"):
+                listing.queued = index
+        return found
+
+    cdef int _slot_for(self, object key):
+        """The slot for what is to be read next; -1 where it is being read, or has been."""
+        cdef int one
         cdef int oldest = -1
-        cdef Real real = <Real>node.below
         pthread_mutex_lock(&self.mutex)
         self.stamp += 1
         for one in range(SLOTS):
-            if self.reals[one] is real:
+            if self.keys[one] is key:
                 self.slots[one].stamp = self.stamp
                 oldest = -1
                 break
             if self.slots[one].state != RUNNING and (oldest < 0 or self.slots[one].stamp < self.slots[oldest].stamp):
                 oldest = one
         pthread_mutex_unlock(&self.mutex)
-        if oldest < 0:
-            return
-        fd = openat(
-            self.plain.dirs.fd(real.parent), real.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC
-        )
-        if fd < 0:
-            # whoever asks for it will be told
-            return
-        if not self.begun():
-            # Nothing is read ahead any more.
-            self.on = False
+        return oldest
+
+    cdef bint _queue(self, int number, object key, int fd, bytes wanted) except -1:
+        """Have a directory read into a slot, or of `wanted` in it; False where it can't be. Takes over the descriptor."""
+        cdef slot* one = &self.slots[number]
+        cdef char* names = NULL
+        if number < 0 or not self.begun():
             close(fd)
-            return
+            # Without a thread, nothing is read ahead any more.
+            self.on = self.on and number < 0
+            return False
+        if wanted is not None:
+            names = <char*>malloc(len(wanted))
+            if names is NULL:
+                close(fd)
+                return False
+            memcpy(names, <const char*>wanted, len(wanted))
         pthread_mutex_lock(&self.mutex)
-        if self.slots[oldest].state == RUNNING:
+        if one.state == RUNNING:
             # taken up meanwhile
             pthread_mutex_unlock(&self.mutex)
+            free(names)
             close(fd)
-            return
-        if self.slots[oldest].fd >= 0:
-            close(self.slots[oldest].fd)
-        self.reals[oldest] = real
-        self.slots[oldest].fd = fd
-        self.slots[oldest].stamp = self.stamp
-        self.slots[oldest].state = QUEUED
+            return False
+        if one.fd >= 0:
+            close(one.fd)
+        free(one.wanted)
+        self.keys[number] = key
+        one.fd, one.wanted, one.size = fd, names, len(wanted) if wanted is not None else 0
+        one.stamp, one.state = self.stamp, QUEUED
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
+        return True
 
-    cdef Prepared _take(self, Real real):
-        """What has been read of a directory; one that is being read is waited for, one that is not is left."""
+    cdef Prepared _take(self, object key):
+        """What has been read; what is being read is waited for, what is not is left."""
         cdef Prepared found
         cdef slot* one = NULL
         cdef size_t at = 0
         cdef record* entry
         cdef bint done
         for index in range(SLOTS):
-            if self.reals[index] is real:
+            if self.keys[index] is key:
                 one = &self.slots[index]
-                self.reals[index] = None
+                self.keys[index] = None
                 break
         if one is NULL:
             return None
@@ -219,13 +266,30 @@ cdef class Ahead(Background):
         pthread_mutex_unlock(&self.mutex)
 
     cdef void _fill(self, slot* one) noexcept nogil:
-        """Read a directory into a slot; what can't be read, or holds what needs a decision, leaves it without memory."""
+        """Read a directory, or of some names in it, into a slot; what can't be read leaves it without memory."""
+        cdef size_t at = 0
+        cdef bint done = True
+        one.used = 0
+        if one.wanted is NULL:
+            done = self._list(one)
+        while at < one.size:
+            # What needs a decision, or is gone, is left to who asks for it.
+            self._look_at(one, one.wanted + at)
+            at += strlen(one.wanted + at) + 1
+        if not done:
+            free(one.memory)
+            one.memory = NULL
+        free(one.wanted)
+        one.wanted, one.size = NULL, 0
+        close(one.fd)
+        one.fd = -1
+
+    cdef bint _list(self, slot* one) noexcept nogil:
+        """Read all of a directory; False where that can't be done, or it holds what needs a decision."""
         cdef char buffer[LISTING]
         cdef dirent64* name
-        cdef Py_ssize_t length
         cdef Py_ssize_t at
-        one.used = 0
-        length = getdents64(one.fd, buffer, LISTING)
+        cdef Py_ssize_t length = getdents64(one.fd, buffer, LISTING)
         while length > 0:
             at = 0
             while at < length:
@@ -235,42 +299,34 @@ cdef class Ahead(Background):
                     name.d_name[1] == 0 or (name.d_name[1] == c"." and name.d_name[2] == 0)
                 ):
                     continue
-                if not self._note(one, name):
-                    length = -1
-                    break
-            if length > 0:
-                length = getdents64(one.fd, buffer, LISTING)
-        if length < 0:
-            free(one.memory)
-            one.memory = NULL
-        close(one.fd)
-        one.fd = -1
+                if name.d_type == DT_CHR or name.d_type == DT_UNKNOWN or not self._look_at(one, name.d_name):
+                    return False
+            length = getdents64(one.fd, buffer, LISTING)
+        return length == 0
 
-    cdef bint _note(self, slot* one, dirent64* name) noexcept nogil:
-        """Keep one entry; False where that can't be done."""
+    cdef bint _look_at(self, slot* one, const char* name) noexcept nogil:
+        """Keep one entry; False where that can't be done, or it needs a decision."""
         cdef char keys[KEYS]
         cdef char* memory
         cdef record* entry
         cdef Py_ssize_t listed
-        cdef size_t length = strlen(name.d_name)
-        if name.d_type == DT_CHR or name.d_type == DT_UNKNOWN or strncmp(name.d_name, b".wh.", 4) == 0:
-            return False
-        if one.used + room_of(length) > MOST_BYTES:
+        cdef size_t length = strlen(name)
+        if strncmp(name, b".wh.", 4) == 0 or one.used + room_of(length) > MOST_BYTES:
             return False
         memory = <char*>realloc(one.memory, grown(one.used + room_of(length)))
         if memory is NULL:
             return False
         one.memory = memory
         entry = <record*>(memory + one.used)
-        if fstatat(one.fd, name.d_name, &entry.st, AT_SYMLINK_NOFOLLOW) != 0:
+        if fstatat(one.fd, name, &entry.st, AT_SYMLINK_NOFOLLOW) != 0 or S_ISCHR(entry.st.st_mode):
             return False
-        listed = list_xattrs(one.fd, name.d_name, keys, KEYS)
+        listed = list_xattrs(one.fd, name, keys, KEYS)
         if listed < 0:
             entry.marked = errno != EOPNOTSUPP
         else:
             entry.marked = listed > 0 and memmem(keys, listed, self.prefix, self.prefix_length) != NULL
         entry.length = <unsigned short>length
-        memcpy(memory + one.used + sizeof(record), name.d_name, length)
+        memcpy(memory + one.used + sizeof(record), name, length)
         one.used += room_of(length)
         return True
 

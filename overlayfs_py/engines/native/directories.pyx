@@ -21,6 +21,7 @@ _UNKNOWN_INO = 0xFFFFFFFF
 
 cdef enum:
     DIRECTORY = 0o040000
+    ENTRY = sizeof(protocol.entry_out) + sizeof(protocol.dirent) + 8  # bytes that one takes, with a short name
 
 
 cdef Py_ssize_t do_opendir(Session s, Request r) except -2:
@@ -72,6 +73,8 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     listing = listing_of(s, r, node, offset)
     prepared = listing.prepared
     for index in range(listing.after(offset), len(listing.entries)):
+        if plus and index >= listing.known:
+            listing.prepared = prepared = s.ahead.follow(node, listing, index, (room - used) // ENTRY)
         position, name = listing.entries[index]
         if name in listing.removed:
             continue

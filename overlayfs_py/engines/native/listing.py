@@ -25,12 +25,15 @@ def position_of(name: bytes) -> int:
 class Listing:
     """The names of one directory, by position."""
 
-    __slots__ = ("entries", "prepared", "removed")
+    __slots__ = ("entries", "known", "prepared", "queued", "removed")
 
     def __init__(self, names: Iterable[bytes], prepared: object = None) -> None:
         """`prepared`: what was read ahead of the entries."""
         self.entries = sorted([(position_of(name), name) for name in names])
         self.prepared = prepared
+        # Entries before `known` are prepared, or never will be; those from `queued` on are being read ahead (-1: none).
+        self.known = 0 if prepared is None else len(self.entries)
+        self.queued = -1
         # Taking a name out would move all behind it; it is passed over instead.
         self.removed: set[bytes] = set()
 

@@ -24,9 +24,10 @@ cdef extern from "<sys/stat.h>" nogil:
         timespec st_mtim
         timespec st_ctim
     int fstatat(int dir_fd, const char* path, stat* st, int flags)
+    bint S_ISCHR(uint32_t mode)
 
 cdef extern from "<fcntl.h>" nogil:
-    int AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_RDONLY
+    int AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY
     int openat(int dir_fd, const char* path, int flags)
 
 cdef extern from "<dirent.h>" nogil:

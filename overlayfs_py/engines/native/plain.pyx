@@ -20,7 +20,6 @@ cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, stat* st)
     bint S_ISDIR(uint32_t mode)
     bint S_ISREG(uint32_t mode)
-    bint S_ISCHR(uint32_t mode)
 
     struct statx_timestamp:
         int64_t tv_sec
