@@ -245,7 +245,20 @@ def allocate(fs: Overlay, node: Node, mode: int, offset: int, length: int) -> St
     fs.writable()
     protection.check(fs, node, protection.BOTH if mode & ~_KEEP_SIZE else protection.IMMUTABLE)
     yield from copyup.copy_up(fs, node)
-    sys_files.allocate(fs.files.fd(node, write=True), mode, offset, length)
+    held = fs.files.held(node, write=True)
+    fd = held.fd
+    job = Job(lambda: sys_files.allocate(fd, mode, offset, length))
+    try:
+        # A tmpfs fills what it allocates.
+        if length <= copyup.IN_PLACE_BYTES:
+            job.execute()
+        else:
+            yield job
+        if job.error is not None:
+            raise job.error
+    finally:
+        # What it raised keeps this frame, and the job what it raised.
+        del held
 
 
 def seek(fs: Overlay, node: Node, offset: int, whence: int) -> int:
@@ -264,6 +277,7 @@ def copy_range(
     protection.check(fs, target, protection.IMMUTABLE)
     yield from copyup.copy_up(fs, target)
     reading, writing = fs.files.held(source, write=False), fs.files.held(target, write=True)
+    from_fd, to_fd = reading.fd, writing.fd
     copied = 0
 
     def run() -> None:
@@ -273,7 +287,7 @@ def copy_range(
                 raise OSError(errno.EINTR, os.strerror(errno.EINTR))
             at, to = source_offset + copied, target_offset + copied
             try:
-                count = os.copy_file_range(reading.fd, writing.fd, min(length - copied, _PIECE), at, to)
+                count = os.copy_file_range(from_fd, to_fd, min(length - copied, _PIECE), at, to)
             except OSError:
                 if copied:
                     # What was copied before counts, as with write(2); the next call meets the error again.
@@ -284,13 +298,17 @@ def copy_range(
             copied += count
 
     job = Job(run)
-    if min(length, os.fstat(reading.fd).st_size - source_offset) <= copyup.IN_PLACE_BYTES:
-        job.execute()
-    else:
-        yield job
-    if job.error is not None:
-        raise job.error
-    return copied
+    try:
+        if min(length, os.fstat(from_fd).st_size - source_offset) <= copyup.IN_PLACE_BYTES:
+            job.execute()
+        else:
+            yield job
+        if job.error is not None:
+            raise job.error
+        return copied
+    finally:
+        # As in allocate.
+        del reading, writing
 
 
 def sync_fs(fs: Overlay) -> Steps[None]:
