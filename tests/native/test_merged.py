@@ -2,12 +2,13 @@
 
 import os
 import stat
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Layers
-from tests.support.mounts import our_mount
+from tests.support.mounts import Mount, our_mount
 
 _STACK = ("upper", "top", "middle", "bottom")
 
@@ -55,3 +56,66 @@ def test_a_layer_hides_what_is_below_it_alone(layers: Layers, engine: str, how: 
         (layers.mnt / "d" / "gone").write_text("back")
         (layers.mnt / "d" / "of-bottom").unlink()
         assert set(os.listdir(layers.mnt / "d")) == (shown | {"gone"}) - {"of-bottom"}
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("key", ["user.fuseoverlayfs.opaque", "trusted.overlay.opaque"])
+@pytest.mark.parametrize("opaque", [("upper",), ("top",), ("upper", "top")], ids="-".join)
+@pytest.mark.parametrize("first", ["names", "listing"])
+def test_an_opaque_directory_hides_what_is_below_it_whoever_marked_it(
+    layers: Layers, engine: str, key: str, opaque: tuple[str, ...], first: str
+) -> None:
+    at = {"upper": layers.upper, "top": layers.add("top"), "bottom": layers.lower}
+    for name, layer in at.items():
+        (layer / "d" / "deep").mkdir(parents=True)
+        (layer / "d" / f"of-{name}").write_text(name)
+        (layer / "d" / "deep" / f"of-{name}").write_text(name)
+    for name in opaque:
+        os.setxattr(at[name] / "d", key, b"y")
+    hides = list(at).index(opaque[0]) + 1
+    shown, hidden = {f"of-{name}" for name in list(at)[:hides]}, {f"of-{name}" for name in list(at)[hides:]}
+
+    def check(directory: Path, further: set[str]) -> None:
+        def names() -> None:
+            assert all((directory / name).exists() for name in shown | further)
+            assert not any((directory / name).exists() for name in hidden)
+
+        def listing() -> None:
+            assert set(os.listdir(directory)) == shown | further
+
+        for look in (names, listing) if first == "names" else (listing, names):
+            look()
+
+    def mounted() -> AbstractContextManager[Mount]:
+        return our_mount(layers.mnt, [at["top"], at["bottom"]], layers.upper, layers.work, f"engine={engine}")
+
+    d = layers.mnt / "d"
+    with mounted():
+        check(d, {"deep"})
+        check(d / "deep", set())
+        for name in shown:
+            (d / name).chmod(0o600)
+            (d / "deep" / name).write_text("changed")
+        check(d, {"deep"})
+        check(d / "deep", set())
+    with mounted():
+        check(d, {"deep"})
+        check(d / "deep", set())
+        (d / next(iter(hidden))).write_text("new")
+        assert set(os.listdir(d)) == {*shown, "deep", next(iter(hidden))}
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_a_directory_stays_opaque_when_it_is_copied_up(layers: Layers, engine: str) -> None:
+    top = layers.add("top")
+    for layer in (top, layers.lower):
+        (layer / "d").mkdir()
+    os.setxattr(top / "d", "user.fuseoverlayfs.opaque", b"y")
+    (layers.lower / "d" / "x").write_text("below")
+    for turn in range(2):
+        with our_mount(layers.mnt, [top, layers.lower], layers.upper, layers.work, f"engine={engine}"):
+            assert not (layers.mnt / "d" / "x").exists()
+            (layers.mnt / "d").chmod(0o700 + turn)
+            (layers.mnt / "d" / str(turn)).touch()
+            assert set(os.listdir(layers.mnt / "d")) == {str(number) for number in range(turn + 1)}
+            assert not (layers.mnt / "d" / "x").exists()

@@ -70,6 +70,8 @@ cdef class Plain:
     # How often a name was looked for in vain in upper directories that may hold AUFS-style marks.
     cdef dict upper_misses
     cdef bytes prefix
+    # fuse-overlayfs's xattr of a directory that hides what is below it.
+    cdef bytes foreign_opaque
     # The xattr without which a directory has no whiteouts that are files.
     cdef bytes opaque
     # The xattr that an object has which is immutable or append-only.

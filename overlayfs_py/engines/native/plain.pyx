@@ -12,6 +12,7 @@ from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node, Real
 
+from overlayfs_py.core.marks import FOREIGN_OPAQUE
 from overlayfs_py.core.merged import EVERYWHERE, positions
 from overlayfs_py.core.protection import of as protection_of
 from overlayfs_py.core.readdir import merge_layer
@@ -91,6 +92,7 @@ cdef class Plain:
         self.follow_redirects = fs.follow_redirects
         self.upper_misses = {}
         self.prefix = fs.marks.prefix
+        self.foreign_opaque = FOREIGN_OPAQUE
         self.opaque = fs.marks.opaque
         self.protattr = fs.marks.protattr
         self.as_stored = fs.ids.identity and all(layer.override is None for layer in fs.layers)
@@ -425,12 +427,15 @@ cdef class Plain:
             close(fd)
 
     cdef bint _may_be_marked(self, int dir_fd, bytes name):
-        """Whether one of the overlay's xattrs is on an object, or can't be told not to be."""
+        """Whether a mark is among an object's xattrs, the overlay's or fuse-overlayfs's, or can't be told not to be."""
         cdef char keys[KEYS]
         cdef Py_ssize_t length = list_xattrs(dir_fd, name, keys, KEYS)
         if length < 0:
             return errno != EOPNOTSUPP
-        return length > 0 and memmem(keys, length, <const char*>self.prefix, len(self.prefix)) != NULL
+        return length > 0 and (
+            memmem(keys, length, <const char*>self.prefix, len(self.prefix)) != NULL
+            or memmem(keys, length, <const char*>self.foreign_opaque, len(self.foreign_opaque)) != NULL
+        )
 
 
 cdef inline Py_ssize_t lower_count(Node node):
