@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import random
 import threading
@@ -154,3 +155,31 @@ def test_an_error_of_the_disk_is_the_reader_s(layers: Layers, mnt: Path) -> None
     with pytest.raises(OSError) as caught, (mnt / name).open("rb", buffering=0) as file:
         file.read(1)
     assert caught.value.errno in (errno.EISDIR, errno.ESTALE, errno.EIO, errno.EINVAL)
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("own", [1, _PAGE + 1, 3 * _PAGE, (256 << 10) + 1])
+def test_a_metacopy_shorter_than_its_data_ends_where_it_says(layers: Layers, engine: str, own: int) -> None:
+    """Such as a crash leaves of one that was to be truncated; what is behind its end must not come back."""
+    data = random.Random(own).randbytes(1 << 20)
+    (layers.lower / "f").write_bytes(data)
+    (layers.upper / "f").touch()
+    os.truncate(layers.upper / "f", own)
+    os.setxattr(layers.upper / "f", "trusted.overlay.metacopy", b"")
+    with (
+        our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, f"metacopy=on,engine={engine}"),
+        contextlib.ExitStack() as opened,
+    ):
+        direct = os.open(layers.mnt / "f", os.O_RDONLY | os.O_DIRECT)
+        opened.callback(os.close, direct)
+        assert os.fstat(direct).st_size == own
+        room = mmap.mmap(-1, 2 << 20)
+        for offset in (0, own // _PAGE * _PAGE, (own // _PAGE + 1) * _PAGE, len(data), 1 << 40):
+            there = max(0, own - offset)
+            assert os.preadv(direct, [room], offset) == there
+            assert room[:there] == data[offset:own]
+        assert (layers.mnt / "f").read_bytes() == data[:own]
+        # The last page is in the cache by now, and what was behind the end with it.
+        os.truncate(layers.mnt / "f", own + 100)
+        assert (layers.mnt / "f").read_bytes() == data[:own] + bytes(100)
+    assert (layers.upper / "f").read_bytes() == data[:own] + bytes(100)

@@ -67,6 +67,11 @@ cdef Py_ssize_t do_read(Session s, Request r) except -2:
     backing = None
     with s.lock:
         node = s.node(r.nodeid)
+        if node.metacopy:
+            # Its size is its own; the lower file may hold more, after a truncation that a crash has cut short.
+            if not s.plain.stored(node, &st):
+                raise OSError(c_errno, os.strerror(c_errno))
+            size = <size_t>min(<int64_t>size, max(<int64_t>0, st.st_size - offset))
         if offset == 0 and not s.keeps_atimes:
             backing = s.fs.files.entries.get(node)
             if backing is None:

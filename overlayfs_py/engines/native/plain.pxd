@@ -89,6 +89,7 @@ cdef class Plain:
     cdef list names(self, Node node)
     cdef list _listed(self, Real real)
     cdef bint attributes(self, Node node, stat* st) except -1
+    cdef bint stored(self, Node node, stat* st) except -1
     cdef int open(self, Node node, stat* st) except? -1
     cdef bint still(self, Node node)
     cdef bint birth(self, Node node, int64_t* seconds, uint32_t* nanoseconds) except -1

@@ -265,17 +265,17 @@ cdef class Plain:
 
     cdef bint attributes(self, Node node, stat* st) except -1:
         """Read the attributes of a node as the mount shows them; False where core has to."""
+        return self.as_stored and self.stored(node, st) and self.shown(node, st)
+
+    cdef bint stored(self, Node node, stat* st) except -1:
+        """Read the attributes of a node as its layer has them; False, and errno says why, where that fails."""
         cdef Real real
-        if not self.as_stored:
-            return False
         if node.pinned >= 0:
-            return fstat(node.pinned, st) == 0 and self.shown(node, st)
+            return fstat(node.pinned, st) == 0
         real = topmost(node)
         if real.parent is None:
-            return fstat(real.layer.fd, st) == 0 and self.shown(node, st)
-        return (
-            fstatat(self.dirs.fd(real.parent), real.name, st, AT_SYMLINK_NOFOLLOW) == 0 and self.shown(node, st)
-        )
+            return fstat(real.layer.fd, st) == 0
+        return fstatat(self.dirs.fd(real.parent), real.name, st, AT_SYMLINK_NOFOLLOW) == 0
 
     cdef int open(self, Node node, stat* st) except? -1:
         """A new descriptor of a lower file's data for reading, and its attributes; -1 where core has to open it."""
