@@ -71,7 +71,7 @@ def names(fs: Overlay, node: Node, merge: Merge | None = None) -> list[bytes]:
 
 
 def kind_of(fs: Overlay, node: Node, name: bytes) -> int:
-    """The type (S_IFMT) of the topmost object of this name, whatever else is wrong with it; 0 where there is none."""
+    """The type (S_IFMT) of the topmost object of this name, whatever else is wrong; 0 where that can't be told."""
     for real in (node.upper, *node.lowers):
         if real is None:
             continue
@@ -80,6 +80,9 @@ def kind_of(fs: Overlay, node: Node, name: bytes) -> int:
         except FileNotFoundError:
             # in a layer further down
             continue
+        except OSError:
+            # What breaks a name, be it a bad block, breaks no listing of the others: whoever uses it gets the error.
+            return 0
     return 0
 
 
@@ -124,5 +127,9 @@ def _is_dot_mark(fs: Overlay, dir_fd: int, name: bytes) -> bool:
 
 
 def _shows(fs: Overlay, real: Real, name: bytes) -> bool:
-    st = lookup.entry(fs, real, name)
+    try:
+        st = lookup.entry(fs, real, name)
+    except OSError:
+        # Broken, and so listed, as in the kernel (ovl_check_whiteouts): whoever uses it gets the error.
+        return True
     return isinstance(st, os.stat_result)

@@ -44,6 +44,7 @@ cdef class Ahead(Background):
     cdef Prepared _take(self, object key)
     cdef bint _is_plain(self, Node node)
     cdef _read_next(self)
+    cdef int _open(self, Real parent, bytes name, int flags)
     cdef int _slot_for(self, object key)
     cdef bint _queue(self, int number, object key, int fd, bytes wanted) except -1
     cdef void _fill(self, slot* one) noexcept nogil

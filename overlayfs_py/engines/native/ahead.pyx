@@ -127,11 +127,8 @@ cdef class Ahead(Background):
             number = self._slot_for(real)
             if number < 0:
                 continue
-            fd = openat(
-                self.plain.dirs.fd(real.parent), real.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC
-            )
+            fd = self._open(real.parent, real.name, O_RDONLY)
             if fd >= 0:
-                # otherwise whoever asks for it will be told
                 self._queue(number, real, fd, None)
 
     cdef Prepared follow(self, Node node, object listing, Py_ssize_t index, Py_ssize_t own):
@@ -156,10 +153,19 @@ cdef class Ahead(Background):
         known = node.children or {}
         wanted = [name for _, name in entries[index : index + PART] if name not in known]
         if wanted:
-            fd = openat(self.plain.dirs.fd(<Real>node.below), b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
+            fd = self._open(<Real>node.below, b".", O_PATH)
             if fd >= 0 and self._queue(self._slot_for(listing), listing, fd, b"\0".join(wanted) + b"\0"):
                 listing.queued = index
         return found
+
+    cdef int _open(self, Real parent, bytes name, int flags):
+        """A descriptor of a directory; -1 where there is none, which whoever asks for it will be told."""
+        cdef int dir_fd
+        try:
+            dir_fd = self.plain.dirs.fd(parent)
+        except OSError:
+            return -1
+        return openat(dir_fd, name, flags | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 
     cdef int _slot_for(self, object key):
         """The slot for what is to be read next; -1 where it is being read, or has been."""

@@ -60,6 +60,7 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     cdef size_t room = min(<size_t>op.size, r.room)
     cdef size_t used = 0
     cdef size_t added
+    cdef bint counted
     cdef Node node = s.node(r.nodeid)
     cdef Node child
     cdef stat_t own
@@ -72,57 +73,61 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
         used += put_dirent(s, r.out + used, room - used, node.parent or node, None, b"..", 2, plus, False)
     listing = listing_of(s, r, node, offset)
     prepared = listing.prepared
-    for index in range(listing.after(offset), len(listing.entries)):
-        if plus and index >= listing.known:
-            listing.prepared = prepared = s.ahead.follow(node, listing, index, (room - used) // ENTRY)
-        position, name = listing.entries[index]
-        if name in listing.removed:
-            continue
-        try:
-            ahead = prepared.find(name) if prepared is not None else NULL
-            found = s.plain.prepared(node, name, ahead)
-            if found is not None:
-                own = ahead.st
-            else:
-                found = s.plain.entry(node, name, &own)
-            if found is ABSENT:
+    try:
+        for index in range(listing.after(offset), len(listing.entries)):
+            if plus and index >= listing.known:
+                listing.prepared = prepared = s.ahead.follow(node, listing, index, (room - used) // ENTRY)
+            position, name = listing.entries[index]
+            if name in listing.removed:
                 continue
-            if found is not None:
-                child, st = <Node>found, None
-            else:
-                child, st = OPERATIONS["lookup"](s.fs, node, name)
-        except FileNotFoundError:
-            # gone since the listing was taken
-            continue
-        except OSError:
-            # This name alone is broken: it is listed, and whoever uses it gets the error.
-            kind = core_readdir.kind_of(s.fs, node, name)
-            added = put_name(r.out + used, room - used, name, position, plus, _UNKNOWN_INO, kind >> 12)
+            child, counted = None, False
+            try:
+                ahead = prepared.find(name) if prepared is not None else NULL
+                found = s.plain.prepared(node, name, ahead)
+                if found is not None:
+                    own = ahead.st
+                else:
+                    found = s.plain.entry(node, name, &own)
+                if found is ABSENT:
+                    continue
+                if found is not None:
+                    child, st = <Node>found, None
+                else:
+                    child, st = OPERATIONS["lookup"](s.fs, node, name)
+                if found is not None and plus:
+                    added = put_name(r.out + used, room - used, name, position, True, child.id, child.kind >> 12)
+                    if added:
+                        put_plain_entry(s, <protocol.entry_out*>(r.out + used), child, &own)
+                        child.lookups += 1
+                        if child.kind == DIRECTORY:
+                            directories.append(child)
+                else:
+                    added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
+                counted = plus and added
+            except FileNotFoundError:
+                # gone since the listing was taken
+                continue
+            except OSError:
+                # This name alone is broken: it is listed, and whoever uses it gets the error.
+                kind = core_readdir.kind_of(s.fs, node, name)
+                added = put_name(r.out + used, room - used, name, position, plus, _UNKNOWN_INO, kind >> 12)
+            finally:
+                if child is not None and not counted:
+                    # What the kernel gets no reference to doesn't stay for its sake.
+                    OPERATIONS["forget"](s.fs, child, 0)
             if added == 0:
                 break
             used += added
-            continue
-        if found is not None and plus:
-            added = put_name(r.out + used, room - used, name, position, True, child.id, child.kind >> 12)
-            if added:
-                put_plain_entry(s, <protocol.entry_out*>(r.out + used), child, &own)
-                child.lookups += 1
-                if child.kind == DIRECTORY:
-                    directories.append(child)
         else:
-            added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
-        if added == 0 or not plus:
-            # What the kernel gets no reference to doesn't stay for its sake.
-            OPERATIONS["forget"](s.fs, child, 0)
-        if added == 0:
-            break
-        used += added
-    else:
-        # All of it is told.
-        listing.prepared = None
-        if plus:
-            s.warm.begin(node)
-            s.ask_disk()
+            # All of it is told.
+            listing.prepared = None
+            if plus:
+                s.warm.begin(node)
+                s.ask_disk()
+    except Exception:
+        # What has been counted has to reach the kernel, or is never forgotten. The next request meets the error first.
+        if used == 0:
+            raise
     if directories and offset < 3:
         s.ahead.expect(directories)
     return used
