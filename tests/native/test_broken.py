@@ -5,7 +5,6 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,19 +25,6 @@ def switch(layers: Layers) -> Iterator[Path]:
     path = layers.base / "switch"
     with served_by("tests.native.faulty", layers.lower, path):
         yield path
-
-
-@pytest.fixture
-def overlays(monkeypatch: pytest.MonkeyPatch) -> list[Overlay]:
-    """The overlays that this process serves."""
-    made: list[Overlay] = []
-
-    def make(config: Any) -> Overlay:
-        made.append(Overlay(config))
-        return made[-1]
-
-    monkeypatch.setattr(wire, "Overlay", make)
-    return made
 
 
 def is_broken(path: Path) -> bool:

@@ -1,17 +1,23 @@
 """io=passthrough: what the kernel serves without the daemon, and that nobody sees old data for it."""
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from overlayfs_py.core.overlay import Overlay
+from tests.native import wire
+from tests.native.wire import served
 from tests.support.mounts import Mount, kernel_mount, our_mount
 
 THROUGH = "engine=native,io=passthrough"
@@ -180,3 +186,35 @@ def test_a_user_namespace_cannot_have_it_and_is_told(base: Path) -> None:
     assert done.stderr.strip().splitlines() == [
         "overlayfs-py: io=passthrough needs CAP_SYS_ADMIN outside of any user namespace; use io=cached"
     ]
+
+
+# What of CREATE fails once the file is made: opening it, or telling its attributes, as core does with squashed owners.
+_OPENING = "overlayfs_py.core.files.FileCache.held"
+_TELLING = "overlayfs_py.engines.native.answers.shown_attr"
+_SQUASHED = {"squash_uid": 0, "squash_gid": 0}
+
+
+@pytest.mark.parametrize(("failing", "options"), [(_OPENING, {}), (_OPENING, _SQUASHED), (_TELLING, _SQUASHED)])
+def test_nothing_is_kept_of_a_file_that_could_not_be_opened_when_it_was_made(
+    base: Path, overlays: list[Overlay], monkeypatch: pytest.MonkeyPatch, failing: str, options: dict[str, Any]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with served(base, io="passthrough", flags2=0xFFFFFFFF, **options) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(failing, fail)
+            create = struct.pack("=IIII", os.O_RDWR | os.O_CREAT, 0o100644, 0, 0) + b"new\0"
+            assert client.ask(wire.CREATE, 1, create).error == errno.EMFILE
+        (fs,) = overlays
+        assert set(fs.nodes.by_id) == {1}
+        assert not fs.files.entries
+        node = client.look_up(b"new")
+        (handle, _, _) = client.ask(wire.OPEN, node, struct.pack("=II", os.O_RDWR, 0)).unpack("QIi")
+        assert fs.nodes.by_id[node].opens == 1
+        # A second one is of no handle that there is.
+        for _ in range(2):
+            assert client.ask(wire.RELEASE, node, struct.pack("=QIIQ", handle, 0, 0, 0)).error == 0
+        assert fs.nodes.by_id[node].opens == 0
+        client.tell(wire.FORGET, node, struct.pack("=Q", 1))
+        assert set(fs.nodes.by_id) == {1}

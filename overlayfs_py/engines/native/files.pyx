@@ -461,7 +461,6 @@ def open_steps(Session s, Node node, flags, in_group):
 cdef Py_ssize_t do_create(Session s, Request r) except -2:
     cdef protocol.create_in* op = <protocol.create_in*>r.op
     cdef stat_t own
-    cdef Py_ssize_t size
     if not s.through.on:
         return never_ask()
     name = r.entry_name()
@@ -471,9 +470,24 @@ cdef Py_ssize_t do_create(Session s, Request r) except -2:
     else:
         node, _ = OPERATIONS["create"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode)
     s.listings.added(r.nodeid, name)
+    try:
+        return put_created(s, r, node, op.flags)
+    except OSError:
+        # The kernel knows neither the handle nor the node: no RELEASE and no FORGET will come.
+        OPERATIONS["release"](s.fs, core_files.File(node))
+        OPERATIONS["forget"](s.fs, node, 0)
+        raise
+
+
+cdef Py_ssize_t put_created(Session s, Request r, Node node, uint32_t flags) except -2:
+    cdef protocol.open_out* opened = <protocol.open_out*>(r.out + sizeof(protocol.entry_out))
     # Before the entry, whose attributes hold no longer than until somebody writes.
-    size = put_open(s, r.out + sizeof(protocol.entry_out), node, op.flags)
-    return put_entry(s, r, node) + size
+    cdef Py_ssize_t size = put_open(s, <char*>opened, node, flags)
+    try:
+        return put_entry(s, r, node) + size
+    except OSError:
+        s.through.release(node.id, opened.fh)
+        raise
 
 
 cdef Py_ssize_t put_open(Session s, char* at, Node node, uint32_t flags) except -2:
