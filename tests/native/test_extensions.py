@@ -68,6 +68,32 @@ def test_a_file_without_a_name_has_its_label(client: Wire) -> None:
     assert client.ask(wire.GETXATTR, node, struct.pack("=II", 100, 0) + SELINUX + b"\0").body == CONTEXT
 
 
+@pytest.mark.parametrize("minor", [36, 37, 38])
+def test_labels_follow_the_names_of_kernels_whose_header_does_not_count_them(base: Path, minor: int) -> None:
+    everything = 0xFFFFFFFF
+    with served(base, greet=False, security_label=True, io="passthrough") as client:
+        assert client.ask(wire.INIT, 0, wire.init_body(minor, everything, everything)).error == 0
+        create = (wire.CREATE, struct.pack("=IIII", 0o102, 0o100644, 0, 0) + b"new\0")
+        units = None if minor >= 38 else 0
+        for number, (opcode, body) in enumerate((*MAKERS.values(), create)):
+            name = b"n%02d" % number
+            body = body.replace(b"new", name)
+            assert client.ask(opcode, 1, body, extensions=labels(), units=units).error == 0
+            assert SELINUX.decode() not in os.listxattr(base / "upper" / os.fsdecode(name), follow_symlinks=False)
+            body = body.replace(name, b"l%02d" % number)
+            extensions = labels(label(SELINUX, CONTEXT))
+            assert client.ask(opcode, 1, body, extensions=extensions, units=units).error == 0
+            assert os.getxattr(base / "upper" / f"l{number:02}", SELINUX, follow_symlinks=False) == CONTEXT
+            wrong = WRONG["a key that is no label"]
+            body = body.replace(b"l%02d" % number, b"bad")
+            assert client.ask(opcode, 1, body, extensions=wrong, units=units).error == errno.EIO
+            assert not os.path.lexists(base / "upper" / "bad")
+        body = struct.pack("=IIII", 0o20200002, 0o100600, 0, 0) + b"/\0"
+        answer = client.ask(wire.TMPFILE, 1, body, extensions=labels(label(SELINUX, CONTEXT)), units=units)
+        node = answer.unpack("Q136x")[0]
+        assert client.ask(wire.GETXATTR, node, struct.pack("=II", 100, 0) + SELINUX + b"\0").body == CONTEXT
+
+
 def test_several_labels_and_other_extensions_beside_them(client: Wire, base: Path) -> None:
     both = labels(label(SELINUX, CONTEXT), label(b"security.other", b"x"))
     for number, extensions in enumerate((both + GROUPS, GROUPS + both)):

@@ -5,6 +5,9 @@ Extensions are records in a row, each of a multiple of eight bytes: struct fuse_
 second word is at most 31, which is their number), else struct fuse_ext_header of a type. Source: fs/fuse/dir.c
 (get_security_context, get_create_ext), include/uapi/linux/fuse.h.
 
+Their length is in the request's header as of 7.38. The kernels of 7.36 and 7.37 (Linux 5.17 to 6.2) sent labels already:
+all that is behind the names.
+
 Labels are asked for only where an option says so. SELinux tells a label that follows from the directory's in the mount,
 which is one for the whole filesystem unless the policy has it labelled by xattrs (selinux_dentry_init_security): stored
 without that it would be wrong for all who use the upper layer otherwise. By default a new file gets the label that its
@@ -21,6 +24,7 @@ import errno
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
+from overlayfs_py.engines.native cimport protocol
 from overlayfs_py.engines.native.session cimport Request, Session
 
 from overlayfs_py.core.requests import Caller
@@ -31,6 +35,7 @@ cdef extern from "string.h" nogil:
 cdef enum:
     MAX_LABELS = 31  # FUSE_MAX_NR_SECCTX
     MAX_KEY = 255  # bytes, XATTR_NAME_MAX
+    COUNTED_SINCE = 38  # the minor version that brought total_extlen
 
 # struct fuse_secctx_header and struct fuse_ext_header
 cdef struct record:
@@ -44,9 +49,17 @@ cdef struct secctx:
 
 
 cdef object maker(Session s, Request r, uint32_t umask):
-    """Who makes something, with the labels it is to get; EIO for what the kernel doesn't send."""
-    if not s.security_label or r.extensions_size == 0:
+    """Who makes something, with the labels it is to get; EIO for what the kernel doesn't send.
+
+    To be called when the request's names have been taken.
+    """
+    if not s.security_label:
         return r.caller(umask)
+    if s.minor < COUNTED_SINCE:
+        if r.opcode == protocol.TMPFILE:
+            # It has a name that nobody asks for.
+            r.name()
+        return Caller(r.uid, r.gid, r.pid, umask, labels(r.data, r.size))
     return Caller(r.uid, r.gid, r.pid, umask, labels(r.extensions, r.extensions_size))
 
 
