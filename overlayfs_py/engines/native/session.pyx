@@ -353,9 +353,13 @@ cdef class Session:
         except Exception:
             log.exception("unexpected error in opcode %d on node %d: EIO answered", r.opcode, r.nodeid)
             r.error, r.length = errno.EIO, 0
-        with self.lock:
-            # Does nothing unless it was given up.
-            steps.close()
+        try:
+            with self.lock:
+                # Does nothing unless it was given up.
+                steps.close()
+        except Exception:
+            # What an operation leaves behind is nothing that who asks could wait for.
+            log.exception("unexpected error in giving up opcode %d on node %d", r.opcode, r.nodeid)
         r.transport.reply(r)
 
     def _step(self, Request r, steps, job, owned, finish):
