@@ -1,6 +1,8 @@
 """The threads that execute what may block."""
 
+import contextlib
 import threading
+import time
 import weakref
 
 import pytest
@@ -118,6 +120,68 @@ def test_what_is_not_to_wait_is_refused_where_no_thread_is_free() -> None:
     assert not workers.submit(done.set, or_not=True)
     free.set()
     workers.close()
+
+
+def test_what_comes_after_the_end_is_refused_and_all_before_it_is_done() -> None:
+    workers = Workers(4)
+    begun, free = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def hold() -> None:
+        begun.set()
+        free.wait(30)
+
+    workers.submit(hold)
+    assert begun.wait(30)
+    closing = threading.Thread(target=workers.close, daemon=True)
+    closing.start()
+    refused = 0
+    # Some come before the end begins, with threads of their own; then none is to be had any more.
+    for number in range(10_000):
+        try:
+            workers.submit(done.append, number)
+        except BlockingIOError:
+            refused = number
+            break
+        time.sleep(0.001)
+    assert not workers.submit(done.append, -1, or_not=True)
+    free.set()
+    closing.join(30)
+    assert not closing.is_alive()
+    assert sorted(done) == list(range(refused))
+    with pytest.raises(BlockingIOError):
+        workers.submit(done.append, -1)
+
+
+def test_a_thread_that_begins_as_the_end_does_is_no_reason_to_wait_for_ever() -> None:
+    """Whoever hands in work is let in between what close() does under its lock and what it does after."""
+    workers = Workers(2)
+    done: list[int] = []
+    assert workers.submit(done.append, 0)
+
+    class Late:
+        """The lock of the workers, which has somebody hand in work as soon as it is released."""
+
+        def __init__(self) -> None:
+            self.lock = workers._lock
+            self.late = True
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+            if threading.current_thread() is closing and self.late:
+                self.late = False
+                with contextlib.suppress(BlockingIOError):
+                    workers.submit(time.sleep, 0.01)
+
+    closing = threading.Thread(target=workers.close, daemon=True)
+    workers._lock = Late()  # type: ignore[assignment]
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert done == [0]
 
 
 def test_a_thread_without_work_keeps_nothing_of_what_it_had() -> None:

@@ -398,8 +398,10 @@ cdef class Session:
         self.pace.close()
         self.movers.close()
         self.flushing.close()
-        if self.pool is not None:
-            self.pool.close()
+        with self.lock:
+            # Made, if it wasn't, so that nobody makes it from now on: where one loop has failed, others may still serve.
+            pool = self.workers()
+        pool.close()
         self.warm.close()
         self.fs.close_later = os.close
         self.closing.close()

@@ -23,7 +23,7 @@ log = Journal(__name__)
 class Workers:
     """At most `most` threads."""
 
-    __slots__ = ("_ended", "_idle", "_lock", "_most", "_threads", "_waiting")
+    __slots__ = ("_closed", "_ended", "_idle", "_lock", "_most", "_threads", "_waiting")
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -33,14 +33,20 @@ class Workers:
         self._threads = 0
         # Threads without work, less what waits for one.
         self._idle = 0
+        self._closed = False
 
     def submit(self, run: Callable[..., None], *arguments: object, or_not: bool = False) -> bool:
         """Have `run` called with the arguments in one of the threads, as soon as one has time.
 
         False, and nothing is done, where none has and `or_not` is set. Raises EAGAIN where there is none, and none can
-        be had.
+        be had, as after close().
         """
         with self._lock:
+            if self._closed:
+                # Behind what tells the threads to end it would never be done, and whoever waits for it would wait on.
+                if or_not:
+                    return False
+                raise no_thread()
             if self._idle > 0 or not self._start():
                 if or_not and self._idle <= 0:
                     return False
@@ -56,18 +62,21 @@ class Workers:
             start_new_thread(self._work, ())
         except RuntimeError as error:
             if not self._threads:
-                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+                raise no_thread() from error
             # a limit on processes: those there are have more to do
             return False
         self._threads += 1
         return True
 
     def close(self) -> None:
-        """Wait for all that was handed in; nothing more may be."""
+        """Wait for all that was handed in; what comes from now on is refused."""
         with self._lock:
-            for _ in range(self._threads):
+            self._closed = True
+            # There is no further one from here on.
+            threads = self._threads
+            for _ in range(threads):
                 self._waiting.put(None)
-        for _ in range(self._threads):
+        for _ in range(threads):
             self._ended.get()
 
     def _work(self) -> None:
@@ -87,6 +96,10 @@ class Workers:
             run(*arguments)
         except Exception:
             log.exception("unexpected error in a worker, which goes on")
+
+
+def no_thread() -> OSError:
+    return OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def unpin() -> None:
