@@ -5,7 +5,8 @@ name of a number, and to keep names would cost memory for every object ever look
 the lock, by the numbers that directories list. What is found is then looked up in the merged tree, where it has to have
 the id. Where a layer above shows it under another name, that layer's marks say so: an origin, or a redirect on the way.
 
-An object renamed while the layers are searched may be missed, and its handle is stale then.
+An object renamed while the layers are searched may be missed, and its handle is stale then. A search ends between two
+directories, with EINTR, when nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from overlayfs_py.records import TYPE_CHECKING, OrderedDict
 from overlayfs_py.sys import files, paths
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
 
     # A layer and a path in it.
     _Place = tuple[Layer, bytes]
+    _Unwanted = Callable[[], bool]
 
 _BESIDE = 1024  # entries of a directory
 
@@ -82,13 +84,13 @@ def lookup_id(fs: Overlay, node_id: int) -> Steps[Node]:
 def _search(fs: Overlay, node_id: int, real: tuple[int, int]) -> Steps[Node]:
     found: list[_Place] = []
     beside: dict[int, bytes] = {}
-    yield from _run(Job(lambda: found.extend(_named(fs, *real, beside))))
+    yield from _run(lambda unwanted: found.extend(_named(fs, *real, beside, unwanted)))
     for other, path in beside.items():
         fs.reopened.put(other, path)
     node = _visible(fs, node_id, (path for _, path in found))
     if node is None and found:
         elsewhere: set[bytes] = set()
-        yield from _run(Job(lambda: elsewhere.update(_moved(fs, node_id, found))))
+        yield from _run(lambda unwanted: elsewhere.update(_moved(fs, node_id, found, unwanted)))
         node = _visible(fs, node_id, elsewhere)
     if node is None:
         raise _stale()
@@ -112,7 +114,8 @@ def _stale() -> OSError:
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
-def _run(job: Job) -> Steps[None]:
+def _run(search: Callable[[_Unwanted], None]) -> Steps[None]:
+    job = Job(lambda: search(job.unwanted))
     yield job
     if job.error is not None:
         raise job.error
@@ -154,12 +157,12 @@ def _walk(fs: Overlay, path: bytes) -> tuple[Node, bool]:
     return node, True
 
 
-def _named(fs: Overlay, dev: int, inode: int, beside: dict[int, bytes]) -> Iterator[_Place]:
+def _named(fs: Overlay, dev: int, inode: int, beside: dict[int, bytes], unwanted: _Unwanted) -> Iterator[_Place]:
     """Where layers on the filesystem `dev` have an inode number; into `beside` goes what else is there, by node id."""
     for layer in fs.layers:
         if layer.dev != dev or layer.data_only:
             continue
-        for path, _, entries in _directories(layer):
+        for path, _, entries in _directories(layer, unwanted):
             hits = [name for name, number, _ in entries if number == inode]
             if hits:
                 others = entries[:_BESIDE]
@@ -167,21 +170,21 @@ def _named(fs: Overlay, dev: int, inode: int, beside: dict[int, bytes]) -> Itera
                 yield from ((layer, _joined(path, name)) for name in hits)
 
 
-def _moved(fs: Overlay, node_id: int, found: list[_Place]) -> set[bytes]:
+def _moved(fs: Overlay, node_id: int, found: list[_Place], unwanted: _Unwanted) -> set[bytes]:
     """Where else the merged tree may have what lower layers have at these places."""
     spots: set[bytes] = set()
     for layer in reversed(fs.layers):
         if spots and (layer is fs.upper or fs.follow_redirects):
-            spots.update(_renamed(fs, layer, node_id, spots))
+            spots.update(_renamed(fs, layer, node_id, spots, unwanted))
         spots.update(path for where, path in found if where is layer)
     return spots
 
 
-def _renamed(fs: Overlay, layer: Layer, node_id: int, spots: Collection[bytes]) -> list[bytes]:
+def _renamed(fs: Overlay, layer: Layer, node_id: int, spots: Collection[bytes], unwanted: _Unwanted) -> list[bytes]:
     """The paths at which a layer shows what the layers below have at `spots`, or in the upper has a copy of it."""
     renamed = []
     below = {b"": b""}
-    for path, fd, entries in _directories(layer):
+    for path, fd, entries in _directories(layer, unwanted):
         above, _, name = path.rpartition(b"/")
         redirect = fs.marks.read_dir(fd).redirect
         if path:
@@ -205,10 +208,15 @@ def _origin(fs: Overlay, dir_fd: int, name: bytes) -> int:
         return 0
 
 
-def _directories(layer: Layer) -> Iterator[tuple[bytes, int, list[tuple[bytes, int, int]]]]:
-    """Every directory of a layer: its path, a descriptor while the caller has it, and what files.list_dir says."""
+def _directories(layer: Layer, unwanted: _Unwanted) -> Iterator[tuple[bytes, int, list[tuple[bytes, int, int]]]]:
+    """Every directory of a layer: its path, a descriptor while the caller has it, and what files.list_dir says.
+
+    Raises EINTR once `unwanted`, asked before each, says so.
+    """
     pending = [b""]
     while pending:
+        if unwanted():
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         path = pending.pop()
         try:
             fd = paths.open_beneath(layer.fd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from overlayfs_py.core.ops import OPERATIONS
 from tests.core.conftest import Maker
 from tests.core.rig import Rig
 from tests.support.trees import Node
@@ -71,6 +72,34 @@ def test_an_object_that_is_removed_while_it_is_open_is_not_found(make: Maker) ->
         stale(rig, node.id)
         with pytest.raises(OSError, match="tale"):
             rig.call("lookup_parent", node.id)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_search_that_nobody_waits_for_any_more_ends(make: Maker, moved: bool) -> None:
+    rig = make(TOP, BOTTOM)
+    node_id = rig.node(b"sole").id
+    if moved:
+        rig.rename(b"sole", b"d/moved")
+    rig = make.again(rig)
+    known = set(rig.fs.nodes.by_id)
+    steps = OPERATIONS["lookup_id"](rig.fs, node_id)
+    if moved:
+        # By its number alone it is found where it was, which a second job then goes on from.
+        next(steps).execute()
+    job = next(steps)
+    asked: list[None] = []
+
+    def unwanted() -> bool:
+        asked.append(None)
+        return len(asked) > 2
+
+    job.unwanted = unwanted
+    job.execute()
+    with pytest.raises(InterruptedError):
+        next(steps)
+    assert len(asked) == 3
+    assert set(rig.fs.nodes.by_id) == known
+    assert rig.call("lookup_id", node_id) is rig.node(b"d/moved" if moved else b"sole")
 
 
 def test_names_of_a_lower_file_that_part_are_not_found(make: Maker) -> None:

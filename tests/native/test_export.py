@@ -7,7 +7,9 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Final
 
 import pytest
 
-from overlayfs_py.sys import handles
+from overlayfs_py.engines.native import session
+from overlayfs_py.sys import files, handles
 from tests.conftest import Layers
 from tests.filesystems import disks
-from tests.native.wire import served
+from tests.native.wire import WrongAnswer, parse, served
 from tests.support.caches import drop_names
 from tests.support.mounts import kernel_mount, our_mount
 
@@ -340,6 +343,26 @@ def test_the_requests_of_opening_by_handle(tree: Layers) -> None:
         assert client.ask(LOOKUP, 1, b".\0").error == errno.EINVAL
         assert client.ask(LOOKUP, 1, b"..\0").error == errno.EINVAL
         assert client.ask(LOOKUP, client.look_up(b"d"), b"u\0").unpack(ENTRY)[1] == 0
+
+
+def test_who_is_killed_does_not_wait_for_the_end_of_a_search(tree: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+
+    def list_dir(_fd: int) -> list[tuple[bytes, int, int]]:
+        # A layer of very many directories, on a slow disk: this one, over and over.
+        time.sleep(0.01)
+        return [(b".", 1, stat.S_IFDIR >> 12)]
+
+    with served(tree.base) as client, monkeypatch.context() as patched:
+        client.serves()
+        patched.setattr(files, "list_dir", list_dir)
+        patched.setattr(session, "dying", killed.__contains__)
+        client.send(client.pack(LOOKUP, 12345678, b".\0"))
+        with pytest.raises(WrongAnswer):
+            client.receive(0.5)
+        # That of every request over a wire.
+        killed.append(1)
+        assert parse(client.receive(5), client.unique).error == errno.EINTR
 
 
 def test_without_handles_the_kernels_overlayfs_keeps_what_it_copied_up_from_such_a_layer(layers: Layers) -> None:
