@@ -1,17 +1,27 @@
 """Operations whose jobs other threads execute: each is answered, whatever becomes of its job."""
 
 import errno
+import os
 import struct
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.ops import OPERATIONS
 from overlayfs_py.core.requests import Job
-from tests.native import wire
+from overlayfs_py.engines.native import session
+from tests.conftest import Layers
+from tests.native import trickle, wire
 from tests.native.messages import lay_out
-from tests.native.wire import Wire, served
+from tests.native.other import served_by
+from tests.native.wire import Answer, Wire, parse, served
+from tests.support.mounts import CONNECTIONS, our_mount
 
 FSYNC = struct.pack("=QII", 0, 0, 0)
 
@@ -21,6 +31,100 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Wire]:
     lay_out(tmp_path)
     with served(tmp_path, ring=request.param == "ring") as connected:
         yield connected
+
+
+def answer(client: Wire, unique: int) -> Answer:
+    return parse(client.receive(), unique)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_job_whose_caller_was_killed_before_there_was_a_thread_for_it_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    begun, free = threading.Event(), threading.Event()
+    executed: list[int] = []
+    dying: list[int] = []
+
+    def fsync(_fs: object, node: Node, **_named: object) -> Iterator[Job]:
+        def run() -> None:
+            executed.append(node.id)
+            begun.set()
+            free.wait(wire.PATIENCE)
+
+        job = Job(run)
+        yield job
+        if job.error is not None:
+            raise job.error
+
+    lay_out(tmp_path)
+    monkeypatch.setattr(session, "_MOST_WORKERS", 1)
+    monkeypatch.setattr(session, "dying", dying.__contains__)
+    with served(tmp_path) as client, monkeypatch.context() as patched:
+        first, second = client.look_up(b"u"), client.look_up(b"f")
+        patched.setitem(OPERATIONS, "fsync", fsync)
+        client.send(client.pack(wire.FSYNC, first, FSYNC))
+        assert begun.wait(wire.PATIENCE)
+        client.send(client.pack(wire.FSYNC, second, FSYNC))
+        client.serves()
+        # Long enough for it to be worth a look.
+        time.sleep(0.1)
+        if killed:
+            dying.append(1)
+        free.set()
+        assert answer(client, client.unique - 4).error == 0
+        assert answer(client, client.unique - 2).error == (errno.EINTR if killed else 0)
+        assert executed == ([first] if killed else [first, second])
+
+
+MANY = 12  # less than one ring holds
+WRITE_ALL = """
+import os, sys, threading
+def write(path):
+    os.pwrite(os.open(path, os.O_WRONLY), b"W", 0)
+for path in sys.argv[1:]:
+    threading.Thread(target=write, args=(path,)).start()
+"""
+CHANGE = """
+import os, sys
+os.chmod(sys.argv[1], 0o600)
+with open(sys.argv[2], "r+b") as file:
+    file.write(b"W")
+    file.flush()
+    os.fsync(file.fileno())
+"""
+
+
+def test_who_needs_a_job_does_not_wait_for_many_others_that_take_minutes(layers: Layers, uring: str) -> None:
+    other = layers.add("other")
+    (other / "small").write_bytes(b"small")
+    (layers.upper / "own").write_bytes(b"own")
+    large = [layers.mnt / os.fsdecode(name) for name in trickle.NAMES[:MANY]]
+    with (
+        served_by("tests.native.trickle", layers.lower),
+        our_mount(layers.mnt, [layers.lower, other], layers.upper, layers.work, f"engine=native,uring={uring}") as live,
+    ):
+        waiting = CONNECTIONS / str(live.connection) / "waiting"
+        processes = [subprocess.Popen([sys.executable, "-c", WRITE_ALL, *large])]
+        try:
+            wait_until(lambda: int(waiting.read_text()) >= MANY)
+            processes.append(subprocess.Popen([sys.executable, "-c", CHANGE, layers.mnt / "small", layers.mnt / "own"]))
+            assert processes[1].wait(10) == 0
+            assert processes[0].poll() is None
+        finally:
+            # What waits for a thread goes when there is one.
+            for process in processes:
+                process.kill()
+                process.wait(wire.PATIENCE)
+        assert (layers.upper / "own").read_bytes() == b"Wwn"
+        assert (layers.upper / "small").read_bytes() == b"small"
+        assert sorted(os.listdir(layers.upper)) == ["own", "small"]
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + wire.PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("cleanup", [ValueError("a mistake"), OSError(errno.EIO, "a disk")])

@@ -1,9 +1,11 @@
 """The threads that execute what may block."""
 
 import contextlib
+import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -26,6 +28,17 @@ def test_tasks_run_side_by_side_in_as_many_threads_as_there_may_be() -> None:
     workers.close()
     assert len(used) == 3
     assert not together.broken
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.001)
 
 
 def wait_for(event: threading.Event) -> None:
@@ -182,6 +195,46 @@ def test_a_thread_that_begins_as_the_end_does_is_no_reason_to_wait_for_ever() ->
     closing.join(10)
     assert not closing.is_alive()
     assert done == [0]
+
+
+def test_threads_beyond_those_to_keep_end_when_they_are_without_work() -> None:
+    before = threads()
+    workers = Workers(20, 2)
+    for _ in range(3):
+        together, free = threading.Barrier(21), threading.Event()
+        used: set[int] = set()
+
+        def task(together: threading.Barrier = together, free: threading.Event = free, used: set[int] = used) -> None:
+            used.add(threading.get_ident())
+            together.wait(30)
+            free.wait(30)
+
+        for _ in range(20):
+            workers.submit(task)
+        together.wait(30)
+        assert len(used) == 20
+        free.set()
+        wait_until(lambda: workers._idle == 2 == workers._threads)
+        wait_until(lambda: threads() <= before + 2)
+        done = threading.Event()
+        workers.submit(done.set)
+        assert done.wait(30)
+    workers.close()
+
+
+def test_the_end_waits_for_every_thread_that_has_something_to_do() -> None:
+    for _ in range(50):
+        workers = Workers(8, 1)
+        done: list[int] = []
+
+        def task(number: int, done: list[int] = done) -> None:
+            time.sleep(0.001 * (number % 3))
+            done.append(number)
+
+        for number in range(20):
+            workers.submit(task, number)
+        workers.close()
+        assert sorted(done) == list(range(20))
 
 
 def test_a_thread_without_work_keeps_nothing_of_what_it_had() -> None:

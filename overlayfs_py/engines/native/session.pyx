@@ -61,6 +61,10 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _LISTINGS = 64
 _WORKERS = 8
+# Threads for jobs, while so many are under way: a job may be the copying of a file that takes minutes, and another one,
+# as an fsync, is not to wait for it. One costs little but what it copies with, a mebibyte; the descriptors that a job
+# needs are open already when it waits for a thread.
+_MOST_WORKERS = 64
 _SIGKILL = 9
 _LOOK = 0.05  # seconds between two looks whether who asks has been killed
 
@@ -140,7 +144,8 @@ class Watch:
     def __init__(self, pid, fuse_fd):
         self.pid = pid
         self.fuse_fd = fuse_fd
-        self.next = 0.0
+        # What is done by then is done before anybody could have been told.
+        self.next = time.monotonic() + _LOOK
 
     def gone(self):
         now = time.monotonic()
@@ -148,6 +153,14 @@ class Watch:
             return False
         self.next = now + _LOOK
         return dying(self.pid) or is_cut_off(self.fuse_fd)
+
+
+def execute(job):
+    """Execute a job, unless nobody waits for it any more by the time that there is a thread for it: it is given up then."""
+    if job.unwanted():
+        job.error, job.finished = OSError(errno.EINTR, os.strerror(errno.EINTR)), True
+    else:
+        job.execute()
 
 
 def dying(pid):
@@ -323,7 +336,7 @@ cdef class Session:
     cpdef object workers(self):
         """The threads that execute jobs, which a mount that changes nothing never needs."""
         if self.pool is None:
-            self.pool = Workers(_WORKERS)
+            self.pool = Workers(_MOST_WORKERS, _WORKERS)
         return self.pool
 
     cdef object advance(self, object steps):
@@ -368,7 +381,7 @@ cdef class Session:
             self._wait(r, job)
         try:
             if owned is not None:
-                job.execute()
+                execute(job)
             with self.lock:
                 try:
                     following = self.advance(steps)

@@ -21,12 +21,13 @@ log = Journal(__name__)
 
 
 class Workers:
-    """At most `most` threads."""
+    """At most `most` threads, of which no more than `kept`, by default all, stay when they are without work."""
 
-    __slots__ = ("_closed", "_ended", "_idle", "_lock", "_most", "_threads", "_waiting")
+    __slots__ = ("_closed", "_ended", "_idle", "_kept", "_lock", "_most", "_threads", "_waiting")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, kept: int | None = None) -> None:
         self._most = most
+        self._kept = most if kept is None else kept
         self._waiting: SimpleQueue[tuple[Callable[..., None], tuple[object, ...]] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._lock = allocate_lock()
@@ -80,16 +81,27 @@ class Workers:
             self._ended.get()
 
     def _work(self) -> None:
+        stays = True
         try:
             unpin()
-            while (work := self._waiting.get()) is not None:
+            while stays and (work := self._waiting.get()) is not None:
                 self._execute(*work)
                 # Its files are not to stay open until there is more to do.
                 del work
-                with self._lock:
-                    self._idle += 1
+                stays = self._stays()
         finally:
-            self._ended.put(None)
+            if stays:
+                self._ended.put(None)
+
+    def _stays(self) -> bool:
+        """Whether the thread that asks, which has nothing to do now, waits for more."""
+        with self._lock:
+            # One that was told to end is waited for.
+            if self._idle >= self._kept and not self._closed:
+                self._threads -= 1
+                return False
+            self._idle += 1
+            return True
 
     def _execute(self, run: Callable[..., None], arguments: tuple[object, ...]) -> None:
         try:
