@@ -76,6 +76,34 @@ def test_a_job_whose_caller_was_killed_before_there_was_a_thread_for_it_is_not_b
         assert executed == ([first] if killed else [first, second])
 
 
+def test_operations_that_find_no_thread_free_wait_before_they_open_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    free = threading.Event()
+
+    def fsync(_fs: object, node: Node, **_named: object) -> Iterator[Job]:
+        def run() -> None:
+            assert free.wait(wire.PATIENCE)
+
+        begun.append(node.id)
+        yield Job(run)
+
+    lay_out(tmp_path)
+    monkeypatch.setattr(session, "_MOST_WORKERS", 2)
+    with served(tmp_path) as client, monkeypatch.context() as patched:
+        nodes = [client.look_up(name) for name in (b"u", b"f", b"l", b"p")]
+        patched.setitem(OPERATIONS, "fsync", fsync)
+        for node in nodes:
+            client.send(client.pack(wire.FSYNC, node, FSYNC))
+        client.serves()
+        assert begun == nodes[:2]
+        free.set()
+        for _ in nodes:
+            assert int.from_bytes(client.receive()[4:8], "little", signed=True) == 0
+        assert sorted(begun) == sorted(nodes)
+
+
 MANY = 12  # less than one ring holds
 WRITE_ALL = """
 import os, sys, threading

@@ -41,7 +41,7 @@ from overlayfs_py.engines.native.closing import CLOSED_LATER
 from overlayfs_py.engines.native.device import Channel, clone
 from overlayfs_py.engines.native.pace import MOST_HELPERS
 from overlayfs_py.engines.native.pipes import PIPE_DESCRIPTORS
-from overlayfs_py.engines.native.session import UNSUPPORTED, Session
+from overlayfs_py.engines.native.session import DATA_DESCRIPTORS, UNSUPPORTED, Session
 from overlayfs_py.engines.native.uring import Ring
 from overlayfs_py.errors import MountError
 from overlayfs_py.journal import Journal
@@ -189,7 +189,8 @@ def serve(overlay: Overlay, fuse_fd: int, beginning: Beginning | None = None) ->
             session.pipes.allow()
             session.pace.help_by(begin_helper)
         # There may be hundreds: one a processor.
-        overlay.share_descriptors(len(descriptors) + len(rings) + MOST_HELPERS + CLOSED_LATER + PIPE_DESCRIPTORS)
+        serving_descriptors = len(descriptors) + len(rings) + MOST_HELPERS
+        overlay.share_descriptors(serving_descriptors + CLOSED_LATER + PIPE_DESCRIPTORS + DATA_DESCRIPTORS)
         for loop in serving:
             loops.start(loop)
         loops.wait()

@@ -7,6 +7,7 @@ from overlayfs_py.engines.native.prune import Pruning
 
 UNSUPPORTED: frozenset[str]
 MAX_WRITE: int
+DATA_DESCRIPTORS: int
 
 class Session:
     uring: bool

@@ -62,9 +62,12 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LISTINGS = 64
 _WORKERS = 8
 # Threads for jobs, while so many are under way: a job may be the copying of a file that takes minutes, and another one,
-# as an fsync, is not to wait for it. One costs little but what it copies with, a mebibyte; the descriptors that a job
-# needs are open already when it waits for a thread.
-_MOST_WORKERS = 64
+# as an fsync, is not to wait for it. Beyond that, operations wait before they open anything.
+_MOST_WORKERS = 32
+# Reads and writes that wait for a thread of their own.
+_MOST_WAITING = 64
+# What all of these have open at most: a copy its source, itself and its directory.
+DATA_DESCRIPTORS = 3 * _MOST_WORKERS + _WORKERS + _MOST_WAITING
 _SIGKILL = 9
 _LOOK = 0.05  # seconds between two looks whether who asks has been killed
 
@@ -152,7 +155,12 @@ class Watch:
         if now < self.next:
             return False
         self.next = now + _LOOK
-        return dying(self.pid) or is_cut_off(self.fuse_fd)
+        return is_alone(self.pid, self.fuse_fd)
+
+
+def is_alone(pid, fuse_fd):
+    """Whether nobody waits for the answer to a request any more."""
+    return dying(pid) or is_cut_off(fuse_fd)
 
 
 def execute(job):
@@ -280,6 +288,9 @@ cdef class Session:
 
         `finish(session, request, value)` writes the answer and returns its length, or UNFINISHED.
         """
+        if len(self.running) >= _MOST_WORKERS:
+            self.workers().submit(self._continue, r, steps, None, None, finish)
+            return DEFERRED
         try:
             job = self.advance(steps)
         except StopIteration as stop:
@@ -298,10 +309,11 @@ cdef class Session:
     cdef bint hand_over(self, Request r, run, arguments) except -1:
         """Have `run` called in a thread for data, and what it returns answered as the length; False where none is free.
 
-        A thread that is the only one of its processor has it wait for one instead.
+        A thread that is the only one of its processor has it wait for one instead, unless many do.
         """
+        now = not r.pinned or self.movers.waiting() >= _MOST_WAITING
         try:
-            return self.movers.submit(self._answer, r, run, arguments, or_not=not r.pinned)
+            return self.movers.submit(self._answer, r, run, arguments, or_not=now)
         except OSError:
             # no thread to be had
             return False
@@ -355,10 +367,19 @@ cdef class Session:
         return self.running[job]
 
     def _continue(self, Request r, steps, job, owned, finish):
-        """Execute an operation's jobs one after the other, then answer; in a worker thread."""
+        """Execute an operation's jobs one after the other, then answer; in a worker thread.
+
+        Without a job it has not begun yet.
+        """
         try:
+            if job is None:
+                if is_alone(r.pid, self.fuse_fd):
+                    raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+                job, owned = self._advance(r, steps, finish)
             while job is not None:
                 job, owned = self._step(r, steps, job, owned, finish)
+            if r.length == UNFINISHED:
+                r.length = r.do_rest()
         except OSError as error:
             self.fail(r, error)
         except OverflowError:
@@ -376,24 +397,26 @@ cdef class Session:
         r.transport.reply(r)
 
     def _step(self, Request r, steps, job, owned, finish):
-        cdef Py_ssize_t length
         if owned is None:
             self._wait(r, job)
         try:
             if owned is not None:
                 execute(job)
-            with self.lock:
-                try:
-                    following = self.advance(steps)
-                    return following, self.owns(r, following)
-                except StopIteration as stop:
-                    length = finish(self, r, stop.value)
+            return self._advance(r, steps, finish)
         finally:
             if owned is not None:
                 del self.running[job]
                 owned.happen()
-        r.error, r.length = 0, length if length != UNFINISHED else r.do_rest()
-        return None, None
+
+    def _advance(self, Request r, steps, finish):
+        """The next job of an operation, and what says that it is committed; None twice where the operation has ended."""
+        with self.lock:
+            try:
+                job = self.advance(steps)
+                return job, self.owns(r, job)
+            except StopIteration as stop:
+                r.error, r.length = 0, finish(self, r, stop.value)
+                return None, None
 
     def _wait(self, Request r, job):
         """Wait until whoever executes a job has committed it; raises EINTR where who asks has been killed meanwhile."""

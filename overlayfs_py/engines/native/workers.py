@@ -55,6 +55,10 @@ class Workers:
             self._waiting.put((run, arguments))
             return True
 
+    def waiting(self) -> int:
+        """How much of what was handed in waits for a thread."""
+        return max(0, -self._idle)
+
     def _start(self) -> bool:
         """Whether there is a further thread, for what is handed in now."""
         if self._threads == self._most:
