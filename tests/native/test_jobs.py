@@ -1,12 +1,14 @@
 """Operations whose jobs other threads execute: each is answered, whatever becomes of its job."""
 
 import errno
+import gc
 import os
 import struct
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,6 +104,34 @@ def test_operations_that_find_no_thread_free_wait_before_they_open_anything(
         for _ in nodes:
             assert int.from_bytes(client.receive()[4:8], "little", signed=True) == 0
         assert sorted(begun) == sorted(nodes)
+
+
+def test_a_job_that_fails_keeps_nothing_of_what_it_had(client: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        pass
+
+    kept: list[weakref.ref[Held]] = []
+
+    def run() -> None:
+        held = Held()
+        kept.append(weakref.ref(held))
+        raise OSError(errno.EDOM, os.strerror(errno.EDOM))
+
+    def fsync(*_arguments: object, **_named: object) -> Iterator[Job]:
+        job = Job(run)
+        yield job
+        assert job.error is not None
+        raise job.error
+
+    u = client.look_up(b"u")
+    gc.disable()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setitem(OPERATIONS, "fsync", fsync)
+            assert client.ask(wire.FSYNC, u, FSYNC).error == errno.EDOM
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 MANY = 12  # less than one ring holds

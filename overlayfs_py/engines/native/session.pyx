@@ -169,6 +169,9 @@ def execute(job):
         job.error, job.finished = OSError(errno.EINTR, os.strerror(errno.EINTR)), True
     else:
         job.execute()
+    if job.error is not None:
+        # Where it was raised would hold on to what was copied with, and to the job itself, until the next collection.
+        job.error.__traceback__ = None
 
 
 def dying(pid):
