@@ -8,6 +8,7 @@ over /dev/fuse. Source: Documentation/filesystems/fuse/fuse-io-uring.rst, includ
 
 import errno
 import os
+import time
 from _queue import SimpleQueue
 
 from libc.errno cimport errno as c_errno
@@ -138,6 +139,7 @@ cdef struct command:
 DEPTH = 16
 """Requests of one CPU that the kernel may have under way in its ring; more of them wait in the kernel."""
 
+_AGAIN = 0.001  # seconds until what the kernel had no memory for is tried again
 _WAKE = 0  # user_data of the message that other threads wake the ring with; entries count from 1
 
 
@@ -356,8 +358,14 @@ cdef class Ring:
     def reply(self, Entry entry):
         """Answer a request that took longer; from any thread."""
         self.finished.append(entry)
-        if self._wake() < 0:
-            log.error("a ring can't be woken: %s", os.strerror(c_errno))
+        if self._wake() >= 0:
+            return
+        log.error("a ring can't be woken, which is tried again: %s", os.strerror(c_errno))
+        # The kernel had no memory for the message. Nothing else need ever wake the ring, and who asks waits on.
+        while not self.ended:
+            time.sleep(_AGAIN)
+            if self._wake() >= 0:
+                return
 
     def serve(self, Session session):
         """Serve until the connection ends; in the thread that is to be the ring's.
@@ -365,8 +373,6 @@ cdef class Ring:
         Raises OSError where the kernel does not take the ring after all.
         """
         cdef Entry entry
-        cdef long result
-        cdef unsigned int submit
         self.session = session
         own_umask(session)
         self.entries = [Entry(number + 1, session.payload) for number in range(DEPTH)]
@@ -380,13 +386,28 @@ cdef class Ring:
         for entry in self.entries:
             entry.transport, entry.pinned = self, True
             self._queue(entry, CMD_REGISTER)
-        while not self.ended:
-            submit, self.pending = self.pending, 0
-            with nogil:
-                result = ring_enter(self.fd, submit, 1, IORING_ENTER_GETEVENTS)
-            if result < 0 and c_errno not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
-                raise OSError(c_errno, os.strerror(c_errno))
-            self._reap()
+        try:
+            while not self.ended:
+                self._enter()
+                self._reap()
+        finally:
+            self.ended = True
+
+    cdef _enter(self):
+        """Submit what is queued, and wait until something has come; for no more than a moment where some of it is left."""
+        cdef unsigned int submit = self.pending
+        cdef long result
+        cdef int number
+        with nogil:
+            result = ring_enter(self.fd, submit, 1, IORING_ENTER_GETEVENTS)
+            number = c_errno
+        if result > 0:
+            self.pending -= <unsigned int>result
+        elif result < 0 and number not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
+            raise OSError(number, os.strerror(number))
+        if self.pending:
+            # There was no memory for what is left, which stays queued; nor has it waited.
+            time.sleep(_AGAIN)
 
     cdef _reap(self):
         """Serve every request that has come."""
