@@ -87,14 +87,29 @@ def kind_of(fs: Overlay, node: Node, name: bytes) -> int:
 
 
 def is_empty(fs: Overlay, node: Node) -> bool:
-    return not names(fs, node)
+    """Whether a directory shows nothing; raises what keeps that from being told."""
+    return not names(fs, node, _merge_known)
 
 
 def merge_layer(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]) -> list[bytes]:
     """Add what one layer's directory shows below those before it, and note what it hides in those after it.
 
-    Returns all its entries.
+    What can't be looked at is shown: whoever uses it gets the error. Returns all its entries.
     """
+    return _merge(fs, real, shown, hidden, _may_show)
+
+
+def _merge_known(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[bytes]) -> list[bytes]:
+    return _merge(fs, real, shown, hidden, _shows)
+
+
+def _merge(
+    fs: Overlay,
+    real: Real,
+    shown: dict[bytes, None],
+    hidden: set[bytes],
+    shows: Callable[[Overlay, Real, bytes], bool],
+) -> list[bytes]:
     dir_fd = fs.dirs.fd(real)
     fd = paths.open_dir_read(dir_fd)
     try:
@@ -110,7 +125,7 @@ def merge_layer(fs: Overlay, real: Real, shown: dict[bytes, None], hidden: set[b
         if marks.is_dot_name(name) and _is_dot_mark(fs, dir_fd, name):
             hides.append(name[len(marks.DOT_WHITEOUT) :])
         elif kind in (_DT_CHR, _DT_UNKNOWN) or (xattr_whiteouts and kind == _DT_REG):
-            if _shows(fs, real, name):
+            if shows(fs, real, name):
                 shown[name] = None
             else:
                 hidden.add(name)
@@ -127,9 +142,13 @@ def _is_dot_mark(fs: Overlay, dir_fd: int, name: bytes) -> bool:
 
 
 def _shows(fs: Overlay, real: Real, name: bytes) -> bool:
-    try:
-        st = lookup.entry(fs, real, name)
-    except OSError:
-        # Broken, and so listed, as in the kernel (ovl_check_whiteouts): whoever uses it gets the error.
-        return True
+    st = lookup.entry(fs, real, name)
     return isinstance(st, os.stat_result)
+
+
+def _may_show(fs: Overlay, real: Real, name: bytes) -> bool:
+    try:
+        return _shows(fs, real, name)
+    except OSError:
+        # a disk that can't be read there, which is no reason not to list the rest
+        return True

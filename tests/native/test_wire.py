@@ -15,7 +15,7 @@ import pytest
 
 from overlayfs_py.engines import machine
 from tests.native import wire
-from tests.native.messages import lay_out, setattr_body
+from tests.native.messages import lay_out, setattr_body, valid
 from tests.native.test_inodes import born as when_born
 from tests.native.wire import Answer, Wire, served
 
@@ -472,3 +472,29 @@ def test_the_name_that_is_left_of_an_open_file_leads_to_the_file_that_is_open(ba
         # The session has not met the other name, and the object has only that one afterwards.
         assert client.ask(wire.UNLINK, 1, b"u\0").error == 0
         assert client.look_up(b"other") == u
+
+
+def errors(base: Path, minor: int) -> list[tuple[int, int]]:
+    """What each valid request is answered with, and its opcode, where the kernel speaks that minor version."""
+    lay_out(base)
+    found = []
+    with served(base, greet=False) as client:
+        # INIT_EXT is of 7.36, SETXATTR_EXT of 7.33.
+        flags = 0xFFFFFFFF if minor >= 36 else 0x3FFFFFFF if minor >= 33 else 0x1FFFFFFF
+        init = wire.init_body(minor, flags)[: 64 if minor >= 36 else 16]
+        assert client.ask(wire.INIT, 0, init).error == 0
+        for message in valid(client):
+            body = message.body
+            if message.opcode in {wire.INIT, wire.DESTROY} | wire.UNANSWERED:
+                continue
+            if message.opcode == wire.SETXATTR and minor < 33:
+                body = body[:8] + body[16:]
+            found.append((message.opcode, client.ask(message.opcode, message.node, body).error))
+    return found
+
+
+@pytest.mark.parametrize("minor", range(31, 45))
+def test_older_versions_are_answered_as_the_newest(tmp_path: Path, minor: int) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    assert errors(tmp_path / "old", minor) == errors(tmp_path / "new", 45)

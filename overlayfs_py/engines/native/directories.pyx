@@ -21,6 +21,7 @@ _UNKNOWN_INO = 0xFFFFFFFF
 
 cdef enum:
     DIRECTORY = 0o040000
+    GONE = -1
     ENTRY = sizeof(protocol.entry_out) + sizeof(protocol.dirent) + 8  # bytes that one takes, with a short name
 
 
@@ -59,65 +60,28 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     cdef uint64_t offset = op.offset
     cdef size_t room = min(<size_t>op.size, r.room)
     cdef size_t used = 0
-    cdef size_t added
-    cdef bint counted
+    cdef Py_ssize_t added
     cdef Node node = s.node(r.nodeid)
-    cdef Node child
-    cdef stat_t own
-    cdef record* ahead
-    cdef Prepared prepared
-    directories = []
+    cdef list directories = []
     if offset < 1:
         used += put_dirent(s, r.out, room, node, None, b".", 1, plus, False)
     if offset < 2:
         used += put_dirent(s, r.out + used, room - used, node.parent or node, None, b"..", 2, plus, False)
     listing = listing_of(s, r, node, offset)
-    prepared = listing.prepared
     try:
         for index in range(listing.after(offset), len(listing.entries)):
             if plus and index >= listing.known:
-                listing.prepared = prepared = s.ahead.follow(node, listing, index, (room - used) // ENTRY)
+                listing.prepared = s.ahead.follow(node, listing, index, (room - used) // ENTRY)
             position, name = listing.entries[index]
             if name in listing.removed:
                 continue
-            child, counted = None, False
-            try:
-                ahead = prepared.find(name) if prepared is not None else NULL
-                found = s.plain.prepared(node, name, ahead)
-                if found is not None:
-                    own = ahead.st
-                else:
-                    found = s.plain.entry(node, name, &own)
-                if found is ABSENT:
-                    continue
-                if found is not None:
-                    child, st = <Node>found, None
-                else:
-                    child, st = OPERATIONS["lookup"](s.fs, node, name)
-                if found is not None and plus:
-                    added = put_name(r.out + used, room - used, name, position, True, child.id, child.kind >> 12)
-                    if added:
-                        put_plain_entry(s, <protocol.entry_out*>(r.out + used), child, &own)
-                        child.lookups += 1
-                        if child.kind == DIRECTORY:
-                            directories.append(child)
-                else:
-                    added = put_dirent(s, r.out + used, room - used, child, st, name, position, plus, plus)
-                counted = plus and added
-            except FileNotFoundError:
-                # gone since the listing was taken
-                continue
-            except OSError:
-                # This name alone is broken: it is listed, and whoever uses it gets the error.
-                kind = core_readdir.kind_of(s.fs, node, name)
-                added = put_name(r.out + used, room - used, name, position, plus, _UNKNOWN_INO, kind >> 12)
-            finally:
-                if child is not None and not counted:
-                    # What the kernel gets no reference to doesn't stay for its sake.
-                    OPERATIONS["forget"](s.fs, child, 0)
+            added = put_named(
+                s, r.out + used, room - used, node, name, listing.prepared, position, plus, directories
+            )
             if added == 0:
                 break
-            used += added
+            if added != GONE:
+                used += added
         else:
             # All of it is told.
             listing.prepared = None
@@ -131,6 +95,63 @@ cdef Py_ssize_t list_entries(Session s, Request r, bint plus) except -2:
     if directories and offset < 3:
         s.ahead.expect(directories)
     return used
+
+
+cdef Py_ssize_t put_named(
+    Session s,
+    char* out,
+    size_t room,
+    Node parent,
+    bytes name,
+    Prepared prepared,
+    uint64_t position,
+    bint plus,
+    list directories,
+) except -2:
+    """The entry of a name in a directory, with its attributes where `plus` is set; 0 without room, GONE without an object.
+
+    One that is a directory itself is added to `directories`.
+    """
+    cdef Py_ssize_t added
+    cdef bint counted = False
+    cdef Node child = None
+    cdef stat_t own
+    cdef record* ahead
+    try:
+        ahead = prepared.find(name) if prepared is not None else NULL
+        found = s.plain.prepared(parent, name, ahead)
+        if found is not None:
+            own = ahead.st
+        else:
+            found = s.plain.entry(parent, name, &own)
+        if found is ABSENT:
+            return GONE
+        if found is not None:
+            child, st = <Node>found, None
+        else:
+            child, st = OPERATIONS["lookup"](s.fs, parent, name)
+        if found is None or not plus:
+            added = put_dirent(s, out, room, child, st, name, position, plus, plus)
+        else:
+            added = put_name(out, room, name, position, True, child.id, child.kind >> 12)
+            if added:
+                put_plain_entry(s, <protocol.entry_out*>out, child, &own)
+                child.lookups += 1
+                if child.kind == DIRECTORY:
+                    directories.append(child)
+        counted = plus and added
+        return added
+    except FileNotFoundError:
+        # since the listing was taken
+        return GONE
+    except OSError:
+        # This name alone is broken: it is listed, and whoever uses it gets the error.
+        kind = core_readdir.kind_of(s.fs, parent, name)
+        return put_name(out, room, name, position, plus, _UNKNOWN_INO, kind >> 12)
+    finally:
+        if child is not None and not counted:
+            # What the kernel gets no reference to doesn't stay for its sake.
+            OPERATIONS["forget"](s.fs, child, 0)
 
 
 cdef Py_ssize_t put_dirent(

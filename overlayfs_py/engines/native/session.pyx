@@ -63,7 +63,7 @@ _LISTINGS = 64
 _WORKERS = 8
 # Threads for jobs, while so many are under way: a job may be the copying of a file that takes minutes, and another one,
 # as an fsync, is not to wait for it. Beyond that, operations wait before they open anything.
-_MOST_WORKERS = 32
+_MOST_WORKERS = 64
 # Reads and writes that wait for a thread of their own.
 _MOST_WAITING = 64
 # What all of these have open at most: a copy its source, itself and its directory.
