@@ -25,6 +25,7 @@ from overlayfs_py.errors import ConfigError
 from tests.conftest import Checkout, Layers
 from tests.support.mounts import REPOSITORY, AnyPath, kernel_mount, layer_options, mounted_at, unmount
 from tests.support.syscalls import MS_BIND, mount, umount
+from tests.support.waiting import wait_until
 
 _LIMIT: Final = 30  # seconds for anything the program does
 _PROGRAM: Final = (sys.executable, "-m", "overlayfs_py")
@@ -111,13 +112,6 @@ def reap(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     raise AssertionError(f"process {pid} does not end")
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

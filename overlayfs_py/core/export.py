@@ -17,7 +17,7 @@ import stat
 
 from overlayfs_py.core import index, lookup
 from overlayfs_py.core.nodes import Node
-from overlayfs_py.core.requests import Job, Steps
+from overlayfs_py.core.requests import Job, Steps, awaited
 from overlayfs_py.records import TYPE_CHECKING, OrderedDict
 from overlayfs_py.sys import files, paths
 
@@ -116,9 +116,7 @@ def _stale() -> OSError:
 
 def _run(search: Callable[[_Unwanted], None]) -> Steps[None]:
     job = Job(lambda: search(job.unwanted))
-    yield job
-    if job.error is not None:
-        raise job.error
+    yield from awaited(job)
 
 
 def _path(node: Node) -> bytes:

@@ -11,7 +11,7 @@ import stat
 from overlayfs_py.config import MS_NOATIME
 from overlayfs_py.core import copyup, objects, protection
 from overlayfs_py.core.nodes import Node
-from overlayfs_py.core.requests import InGroup, Job, Steps
+from overlayfs_py.core.requests import InGroup, Job, Steps, awaited
 from overlayfs_py.records import TYPE_CHECKING, OrderedDict
 from overlayfs_py.sys import files as sys_files
 from overlayfs_py.sys import paths
@@ -223,10 +223,7 @@ def fsync(fs: Overlay, node: Node, *, data_only: bool) -> Steps[None]:
 
 def sync_job(fd: int, *, data_only: bool) -> Steps[None]:
     """Hand out the fsync(2) or fdatasync(2) of `fd` as a job, and raise what it raised."""
-    job = Job(lambda: (os.fdatasync if data_only else os.fsync)(fd))
-    yield job
-    if job.error is not None:
-        raise job.error
+    yield from awaited(Job(lambda: (os.fdatasync if data_only else os.fsync)(fd)))
 
 
 def fsync_dir(fs: Overlay, node: Node, *, data_only: bool) -> Steps[None]:
@@ -247,17 +244,12 @@ def allocate(fs: Overlay, node: Node, mode: int, offset: int, length: int) -> St
     yield from copyup.copy_up(fs, node)
     held = fs.files.held(node, write=True)
     fd = held.fd
-    job = Job(lambda: sys_files.allocate(fd, mode, offset, length))
     try:
-        # A tmpfs fills what it allocates.
-        if length <= copyup.IN_PLACE_BYTES:
-            job.execute()
-        else:
-            yield job
-        if job.error is not None:
-            raise job.error
+        # A tmpfs fills what it allocates, which takes long.
+        in_place = length <= copyup.IN_PLACE_BYTES
+        yield from awaited(Job(lambda: sys_files.allocate(fd, mode, offset, length)), in_place=in_place)
     finally:
-        # What it raised keeps this frame, and the job what it raised.
+        # What is raised keeps this frame.
         del held
 
 
@@ -298,17 +290,9 @@ def copy_range(
             copied += count
 
     job = Job(run)
-    try:
-        if min(length, os.fstat(from_fd).st_size - source_offset) <= copyup.IN_PLACE_BYTES:
-            job.execute()
-        else:
-            yield job
-        if job.error is not None:
-            raise job.error
-        return copied
-    finally:
-        # As in allocate.
-        del reading, writing
+    available = min(length, os.fstat(from_fd).st_size - source_offset)
+    yield from awaited(job, in_place=available <= copyup.IN_PLACE_BYTES)
+    return copied
 
 
 def sync_fs(fs: Overlay) -> Steps[None]:
@@ -317,9 +301,6 @@ def sync_fs(fs: Overlay) -> Steps[None]:
         return
     fd = paths.open_dir_read(fs.upper.fd)
     try:
-        job = Job(lambda: sys_files.sync_filesystem(fd))
-        yield job
-        if job.error is not None:
-            raise job.error
+        yield from awaited(Job(lambda: sys_files.sync_filesystem(fd)))
     finally:
         os.close(fd)

@@ -91,10 +91,26 @@ class Job:
         try:
             self.run()
         except OSError as error:
-            self.error = error
+            # Where it was raised would keep what was worked with, and the job itself, until the next collection.
+            self.error = error.with_traceback(None)
         except MemoryError:
             self.error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         self.finished = True
+
+
+def awaited(job: Job, *, in_place: bool = False) -> Steps[None]:
+    """Hand out a job that no other operation knows of, or execute it here; raises what it raised."""
+    if in_place:
+        job.execute()
+    else:
+        yield job
+    # What is raised keeps the frames that it passes, which know the job, or are this one.
+    error, job.error = job.error, None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error
 
 
 def _never() -> bool:

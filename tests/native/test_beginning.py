@@ -13,9 +13,10 @@ import pytest
 
 from mount_helper import kernel, unmounting
 from tests.conftest import Layers
-from tests.options.rig import NOBODY, python_as, traced, wait_until
+from tests.options.rig import NOBODY, python_as, traced
 from tests.support.mounts import Mount, our_mount
 from tests.support.syscalls import MNT_DETACH, MS_BIND, MS_PRIVATE, MS_SHARED, mount, umount
+from tests.support.waiting import wait_until
 
 LIMIT = 30
 OPEN_TREE, MOVE_MOUNT, FSOPEN = 428, 429, 430

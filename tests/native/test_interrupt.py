@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from tests.conftest import Layers
 from tests.native import trickle
 from tests.native.other import served_by
 from tests.support.mounts import CONNECTIONS, our_mount
+from tests.support.waiting import wait_until
 
 PATIENCE = 30.0  # seconds; copying the large file would take many minutes
 
@@ -44,13 +45,6 @@ def mnt(layers: Layers, uring: str, io: str) -> Iterator[Path]:
         our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, options),
     ):
         yield layers.mnt
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from tests.native.messages import lay_out
 from tests.native.other import served_by
 from tests.native.wire import Answer, Wire, parse, served
 from tests.support.mounts import CONNECTIONS, our_mount
+from tests.support.waiting import wait_until
 
 FSYNC = struct.pack("=QII", 0, 0, 0)
 
@@ -176,13 +177,6 @@ def test_who_needs_a_job_does_not_wait_for_many_others_that_take_minutes(layers:
         assert (layers.upper / "own").read_bytes() == b"Wwn"
         assert (layers.upper / "small").read_bytes() == b"small"
         assert sorted(os.listdir(layers.upper)) == ["own", "small"]
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + wire.PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("cleanup", [ValueError("a mistake"), OSError(errno.EIO, "a disk")])

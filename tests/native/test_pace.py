@@ -21,6 +21,7 @@ from tests.native.messages import lay_out
 from tests.native.wire import Wire, served
 from tests.support.mounts import layer_options, our_mount
 from tests.support.syscalls import umount
+from tests.support.waiting import wait_until
 
 NO_LIMIT = -1
 _LIMIT = 60.0
@@ -41,13 +42,6 @@ def numbers(told: Path) -> list[int]:
     return [value for (value,) in struct.iter_unpack("=i", told.read_bytes())]
 
 
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.fixture
 def client(tmp_path: Path, told: Path) -> Iterator[Wire]:
     lay_out(tmp_path)
@@ -63,7 +57,7 @@ def ask_until_told(client: Wire, told: Path, count: int) -> None:
             client.serves()
         return len(numbers(told)) >= count
 
-    until(asked)
+    wait_until(asked, _LIMIT)
 
 
 def test_the_kernel_is_told_when_requests_follow_one_another_and_when_they_no_longer_do(
@@ -71,7 +65,7 @@ def test_the_kernel_is_told_when_requests_follow_one_another_and_when_they_no_lo
 ) -> None:
     for round_ in range(1, 4):
         ask_until_told(client, told, 2 * round_ - 1)
-        until(lambda: numbers(told)[-1] == NO_LIMIT)
+        wait_until(lambda: numbers(told)[-1] == NO_LIMIT, _LIMIT)
     # More often where the machine was busy with others, but by turns in any case.
     found = numbers(told)
     assert found == [0, NO_LIMIT] * (len(found) // 2) and len(found) >= 6
@@ -216,7 +210,7 @@ def hammer(mnt: Path) -> Iterator[Callable[[], int]]:
 
 def goes_on(looked_up: Callable[[], int]) -> None:
     wanted = looked_up() + 500
-    until(lambda: looked_up() >= wanted)
+    wait_until(lambda: looked_up() >= wanted, _LIMIT)
 
 
 @contextlib.contextmanager
@@ -312,7 +306,7 @@ def test_a_helper_that_can_not_be_begun_is_begun_later(layers: Layers) -> None:
                 resource.prlimit(live.pid, resource.RLIMIT_NOFILE, (1, 4096))
                 for thread in threads:
                     thread.start()
-                until(lambda: "there is no further one" in log.read_text())
+                wait_until(lambda: "there is no further one" in log.read_text(), _LIMIT)
                 time.sleep(0.1)
                 assert log.read_text().count("there is no further one") == 1
                 resource.prlimit(live.pid, resource.RLIMIT_NOFILE, (1024, 4096))
@@ -328,4 +322,4 @@ def test_a_busy_mount_ends_when_it_is_unmounted(layers: Layers) -> None:
     for _ in range(5):
         with our_mount(layers.mnt, [layers.lower], layers.upper, layers.work, "cpu_latency=on"):
             with hammer(layers.mnt) as looked_up:
-                until(lambda: looked_up() > 300)
+                wait_until(lambda: looked_up() > 300, _LIMIT)

@@ -13,9 +13,10 @@ import pytest
 
 from tests.conftest import Layers
 from tests.filesystems.disks import holding
-from tests.options.rig import traced, wait_until
+from tests.options.rig import traced
 from tests.support.mounts import our_mount
 from tests.support.uring import switch_kept
+from tests.support.waiting import wait_until
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SIZES = (0, 1, _PAGE - 1, _PAGE, _PAGE + 1, 5 * _PAGE + 7, 128 << 10, (1 << 20) - 1, (1 << 20) + 3, (3 << 20) + 5)

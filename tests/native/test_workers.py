@@ -5,12 +5,12 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 
 import pytest
 
 from overlayfs_py.engines.native import workers as workers_module
 from overlayfs_py.engines.native.workers import Workers
+from tests.support.waiting import wait_until
 
 
 def test_tasks_run_side_by_side_in_as_many_threads_as_there_may_be() -> None:
@@ -32,13 +32,6 @@ def test_tasks_run_side_by_side_in_as_many_threads_as_there_may_be() -> None:
 
 def threads() -> int:
     return len(os.listdir("/proc/self/task"))
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not done():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.001)
 
 
 def wait_for(event: threading.Event) -> None:

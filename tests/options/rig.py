@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from tests.conftest import Layers
 from tests.support.mounts import AnyPath, Mount, our_mount
+from tests.support.waiting import wait_until
 
 NOBODY: Final = 65534
 _LIMIT: Final = 20  # seconds for anything a helper process does
@@ -70,13 +70,6 @@ def _tracer(task: Path) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         # a thread that has ended
         return True
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def program() -> list[str]:

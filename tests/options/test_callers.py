@@ -19,9 +19,10 @@ from typing import Final
 import pytest
 
 from tests.conftest import Checkout, Layers
-from tests.options.rig import mount_fields, mount_flags, wait_until
+from tests.options.rig import mount_fields, mount_flags
 from tests.support.mounts import REPOSITORY, mounted_at, unmount
 from tests.support.syscalls import MS_BIND, mount, umount
+from tests.support.waiting import wait_until
 
 _LIMIT: Final = 30  # seconds for anything the program does
 _LOWERS: Final = 128

@@ -169,9 +169,6 @@ def execute(job):
         job.error, job.finished = OSError(errno.EINTR, os.strerror(errno.EINTR)), True
     else:
         job.execute()
-    if job.error is not None:
-        # Where it was raised would hold on to what was copied with, and to the job itself, until the next collection.
-        job.error.__traceback__ = None
 
 
 def dying(pid):
@@ -314,9 +311,9 @@ cdef class Session:
 
         A thread that is the only one of its processor has it wait for one instead, unless many do.
         """
-        now = not r.pinned or self.movers.waiting() >= _MOST_WAITING
+        or_not = not r.pinned or self.movers.waiting() >= _MOST_WAITING
         try:
-            return self.movers.submit(self._answer, r, run, arguments, or_not=now)
+            return self.movers.submit(self._answer, r, run, arguments, or_not=or_not)
         except OSError:
             # no thread to be had
             return False
