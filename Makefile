@@ -1,12 +1,14 @@
 # On a fresh Debian 12 machine with git, make and root (or sudo): `make demo` and `make test` install what they need.
 
-.PHONY: help ready build lint test test-sanitized test-engines demo bench profile clean
+.PHONY: help ready build lint test test-sanitized test-modes test-stress test-engines demo bench profile clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo   mount a stack of layers with a Debian root in it, look at it, and run a container of it'
-	@echo 'make test   every check there is, but for the next two'
+	@echo 'make test   every check there is, but for those below'
 	@echo 'make test-sanitized   the native engine and the core once more, with ASan and UBSan'
+	@echo 'make test-modes   crashes, hostile layers and many filesystems over io_uring and with files passed through'
+	@echo 'make test-stress   many clients at once for minutes; SECONDS=600 for longer'
 	@echo 'make test-engines   podman, buildah, skopeo, Docker and containerd on our mounts'
 	@echo 'make bench  measure every peer; a part of it with ONLY=walk,untar PEERS=kernel,portable ROUNDS=5'
 	@echo 'make profile WORKLOAD=untar   what the kernel asks, and where the daemon spends its time'
@@ -15,7 +17,7 @@ help:
 
 ifneq ($(shell id -u),0)
 
-ready build lint test test-sanitized test-engines demo bench profile clean:
+ready build lint test test-sanitized test-modes test-stress test-engines demo bench profile clean:
 	@exec sudo $(MAKE) --no-print-directory $@ $(MAKEOVERRIDES)
 
 else
@@ -49,6 +51,16 @@ test: lint
 test-sanitized: build
 	@echo '== the native engine and the core, with ASan and UBSan'
 	@$(subst $(PYTHON),tools/sanitized,$(PYTEST)) $(PARALLEL) tests/native tests/core tests/options/test_data.py
+
+test-modes: build
+	@for options in uring=on io=passthrough,uring=on; do \
+	    echo "== crashes, hostile layers and filesystems, with $$options" && \
+	    OVERLAYFS_PY_TEST_OPTIONS=$$options $(PYTEST) $(PARALLEL) tests/crash tests/hostile tests/filesystems || exit 1; \
+	done
+
+test-stress: build
+	@echo '== many clients at once, over each transport'
+	@OVERLAYFS_PY_TEST_SECONDS=$(or $(SECONDS),60) $(PYTEST) tests/native/test_stress.py
 
 test-engines: build
 	@tools/bootstrap --engines

@@ -13,6 +13,7 @@ COMPILED = (
 
 # The native engine, which there is only compiled.
 NATIVE = (
+    "overlayfs_py/engines/native/xattrs.pyx",
     "overlayfs_py/engines/native/plain.pyx",
     "overlayfs_py/engines/native/listing.py",
     "overlayfs_py/engines/native/background.pyx",
@@ -30,7 +31,9 @@ NATIVE = (
     "overlayfs_py/engines/native/extensions.pyx",
     "overlayfs_py/engines/native/names.pyx",
     "overlayfs_py/engines/native/attributes.pyx",
+    "overlayfs_py/engines/native/opening.pyx",
     "overlayfs_py/engines/native/files.pyx",
+    "overlayfs_py/engines/native/copying.pyx",
     "overlayfs_py/engines/native/directories.pyx",
     "overlayfs_py/engines/native/connection.pyx",
     "overlayfs_py/engines/native/device.pyx",

@@ -8,12 +8,11 @@ import stat
 
 from overlayfs_py.core import acl, copyup, objects, owners, protection
 from overlayfs_py.core.create import ACL_ACCESS, ACL_DEFAULT
-from overlayfs_py.core.files import without_set_ids
+from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Attr, Caller, Changes, Steps
 from overlayfs_py.records import TYPE_CHECKING
 from overlayfs_py.sys import files, xattrs
-from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
@@ -44,9 +43,7 @@ def setattr(fs: Overlay, node: Node, changes: Changes) -> Steps[Attr]:
     with objects.reached(fs, node) as fd:
         mode = changes.mode
         if changes.clear_set_ids and mode is None:
-            before = os.fstat(fd)
-            cleared = without_set_ids(before, changes.in_group)
-            mode = cleared if cleared != stat.S_IMODE(before.st_mode) else None
+            mode = owners.without_set_ids(fs, fd, changes.in_group)
         if changes.uid is not None or changes.gid is not None or mode is not None:
             if mode is not None and node.kind == stat.S_IFLNK:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -98,6 +95,8 @@ def getxattr(fs: Overlay, node: Node, key: bytes) -> bytes:
     """The value of an extended attribute. Raises ENODATA; EOPNOTSUPP for ACLs in a mount without."""
     if fs.config.noacl and key in _ACLS:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if _keeps_owner(fs, node, key):
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     with objects.reached(fs, node) as fd:
         try:
             value = xattrs.fget(fd, fs.marks.to_disk(key))
@@ -106,6 +105,9 @@ def getxattr(fs: Overlay, node: Node, key: bytes) -> bytes:
                 # A layer that can hold no ACL has none. FUSE in the kernel takes any other answer for a failure.
                 raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
             raise
+    if key == ACL_ACCESS and objects.layer_of(fs, node).override is not None:
+        # The file's own mode is another, and where the daemon isn't root the ACL agrees with that.
+        value = acl.chmod(value, objects.attr(fs, node).mode)
     if key in _ACLS and not fs.ids.identity:
         return _mapped(value, fs.ids.uid_to_shown, fs.ids.gid_to_shown)
     return value
@@ -122,15 +124,29 @@ def listxattr(fs: Overlay, node: Node, *, trusted: bool = True) -> list[bytes]:
                 raise
             # a layer without xattrs
             return []
-    override = objects.real_of(node).layer.override
     return [
         fs.marks.to_shown(key)
         for key in keys
         if not fs.marks.hidden(key)
-        and key != override
+        and not _keeps_owner(fs, node, key)
         and not (fs.config.noacl and key in _ACLS)
         and (trusted or not key.startswith(b"trusted."))
     ]
+
+
+def _keeps_owner(fs: Overlay, node: Node, key: bytes) -> bool:
+    """Whether an xattr is the one in which the node's layer has owner and mode, which the mount doesn't show."""
+    return key == objects.layer_of(fs, node).override
+
+
+def _check_key(fs: Overlay, node: Node, key: bytes) -> None:
+    """Raise EPERM for an xattr by which whoever may write a file could give it another owner, or set-id bits.
+
+    In the root it would say so of a whole layer, once that is mounted again.
+    """
+    assert fs.upper is not None
+    if key == fs.upper.override or (node.parent is None and key in OVERRIDE_KEYS):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def setxattr(
@@ -146,15 +162,22 @@ def setxattr(
         if not fs.ids.identity:
             value = _mapped(value, fs.ids.uid_to_disk, fs.ids.gid_to_disk)
     fs.writable()
+    _check_key(fs, node, key)
     protection.check(fs, node)
     disk_key = fs.marks.to_disk(key)
-    _check_flags(fs, node, disk_key, flags)
+    _check_flags(fs, node, key, flags)
     yield from copyup.copy_up(fs, node, data=False)
     with objects.reached(fs, node) as fd:
-        xattrs.fset(fd, disk_key, value, flags)
-        if clear_sgid:
-            mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            os.chmod(fd_path(fd), mode & ~stat.S_ISGID)
+        if key == ACL_ACCESS and fs.upper is not None and fs.upper.override is not None:
+            try:
+                owners.set_acl(fs.upper.override, fd, value, flags)
+            except ValueError as error:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error
+        else:
+            xattrs.fset(fd, disk_key, value, flags)
+        if clear_sgid and key == ACL_ACCESS:
+            # The kernel asks for it with either ACL.
+            owners.clear_sgid(fs, fd)
 
 
 def acl_clears_sgid(fs: Overlay, caller: Caller, node: Node, key: bytes) -> bool:
@@ -166,14 +189,14 @@ def acl_clears_sgid(fs: Overlay, caller: Caller, node: Node, key: bytes) -> bool
     return bool(shown.mode & stat.S_ISGID) and shown.gid not in caller_groups(caller)
 
 
-def _check_flags(fs: Overlay, node: Node, disk_key: bytes, flags: int) -> None:
+def _check_flags(fs: Overlay, node: Node, key: bytes, flags: int) -> None:
     """Refuse before copying up what the flags will refuse after it."""
     if not flags:
         return
     with objects.reached(fs, node) as fd:
         try:
-            xattrs.fget(fd, disk_key)
-            present = True
+            xattrs.fget(fd, fs.marks.to_disk(key))
+            present = not _keeps_owner(fs, node, key)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
@@ -191,6 +214,7 @@ def removexattr(fs: Overlay, node: Node, key: bytes) -> Steps[None]:
     """
     disk_key = fs.marks.to_disk(key)
     fs.writable()
+    _check_key(fs, node, key)
     if key != _CAPABILITY:
         protection.check(fs, node)
     with objects.reached(fs, node) as fd:
@@ -200,6 +224,8 @@ def removexattr(fs: Overlay, node: Node, key: bytes) -> Steps[None]:
             if error.errno == errno.ENODATA and key in _ACLS:
                 return
             raise
+    if _keeps_owner(fs, node, key):
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     protection.check(fs, node)
     yield from copyup.copy_up(fs, node, data=False)
     with objects.reached(fs, node) as fd:

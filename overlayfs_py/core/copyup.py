@@ -21,6 +21,7 @@ from overlayfs_py.sys import copying, files, xattrs
 from overlayfs_py.sys.paths import fd_path
 
 if TYPE_CHECKING:
+    from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
 
 log = Journal(__name__)
@@ -187,7 +188,7 @@ def _copy_metadata(
     uid, gid, mode, rdev = owners.on_disk(lower.layer, source, st)
     made = os.fstat(staged.fd)
     owners.set_copied(fs, staged, made, uid, gid, mode, rdev)
-    _copy_xattrs(fs, source if opened else fd_path(source), staged)
+    _copy_xattrs(fs, lower.layer, source if opened else fd_path(source), staged)
     # Before the mode, with which it may be one that this process can't mark.
     protection.copy(fs, source, staged, stat.S_IFMT(st.st_mode), opened=opened)
     if not stat.S_ISLNK(mode):
@@ -195,7 +196,9 @@ def _copy_metadata(
     return made.st_ino
 
 
-def _copy_xattrs(fs: Overlay, source: int | bytes, staged: Staged) -> None:
+def _copy_xattrs(fs: Overlay, layer: Layer, source: int | bytes, staged: Staged) -> None:
+    assert fs.upper is not None
+    owner_keys = (layer.override, fs.upper.override)
     try:
         keys = [os.fsencode(key) for key in os.listxattr(source)]
     except OSError as error:
@@ -204,7 +207,7 @@ def _copy_xattrs(fs: Overlay, source: int | bytes, staged: Staged) -> None:
         # a layer without xattrs
         return
     for key in keys:
-        if fs.marks.hidden(key) or key in OVERRIDE_KEYS:
+        if fs.marks.hidden(key) or key in owner_keys:
             continue
         try:
             value = os.getxattr(source, key)
@@ -216,6 +219,9 @@ def _copy_xattrs(fs: Overlay, source: int | bytes, staged: Staged) -> None:
         try:
             os.setxattr(staged.at, key, value)
         except OSError as error:
+            if error.errno == errno.EPERM and key in OVERRIDE_KEYS:
+                # Only a privileged daemon can set it, and here it is without meaning.
+                continue
             if error.errno != errno.EOPNOTSUPP or key.startswith((b"system.posix_acl", b"security.")):
                 raise
             # as the kernel has it: an upper that can't hold an xattr is no reason to refuse the change, unless it

@@ -6,10 +6,9 @@ import errno
 import fcntl
 import math
 import os
-import stat
 
 from overlayfs_py.config import MS_NOATIME
-from overlayfs_py.core import copyup, objects, protection
+from overlayfs_py.core import copyup, objects, owners, protection
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import InGroup, Job, Steps, awaited
 from overlayfs_py.records import TYPE_CHECKING, OrderedDict
@@ -20,7 +19,6 @@ from overlayfs_py.sys.paths import fd_path
 if TYPE_CHECKING:
     from overlayfs_py.core.overlay import Overlay
 
-_SET_IDS = stat.S_ISUID | stat.S_ISGID
 _PIECE = 64 << 20  # bytes copied before a look whether that is still wanted
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 
@@ -155,8 +153,7 @@ def open_file(fs: Overlay, node: Node, flags: int) -> Steps[File]:
 def read(fs: Overlay, file: File, offset: int, size: int) -> bytes:
     """Up to `size` bytes at `offset`; fewer only at the end of the file."""
     if file.node.metacopy:
-        # Its size is its own; the lower file may hold more, after a truncation that a crash has cut short.
-        size = min(size, max(0, objects.stat_node(fs, file.node).st_size - offset))
+        size = min(size, max(0, _end(fs, file.node) - offset))
     fd = fs.files.fd(file.node, write=False)
     if not file.noatime:
         return os.pread(fd, size, offset)
@@ -182,27 +179,13 @@ def check_growth(backing: Backing, offset: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def take_set_ids(fd: int, in_group: InGroup | None = None) -> bool:
-    """Take set-user-id and set-group-id from the open file `fd`, as without_set_ids has it; whether it had any."""
-    st = os.fstat(fd)
-    cleared = without_set_ids(st, in_group)
-    if cleared == stat.S_IMODE(st.st_mode):
+def take_set_ids(fs: Overlay, fd: int, in_group: InGroup | None = None) -> bool:
+    """Take set-user-id and set-group-id from an open file of the upper layer; whether it had any that a write takes."""
+    cleared = owners.without_set_ids(fs, fd, in_group)
+    if cleared is None:
         return False
-    os.fchmod(fd, cleared)
+    owners.change(fs, fd, uid=None, gid=None, mode=cleared)
     return True
-
-
-def without_set_ids(st: os.stat_result, in_group: InGroup | None = None) -> int:
-    """The permission bits as a write or a change of owner leaves them.
-
-    Set-group-id without group execution is no privilege: members of the group keep it (chmod(2);
-    setattr_should_drop_sgid in fs/attr.c).
-    """
-    mode = stat.S_IMODE(st.st_mode)
-    cleared = mode & ~stat.S_ISUID
-    if cleared & stat.S_ISGID and (mode & stat.S_IXGRP or (in_group is not None and not in_group(st.st_gid))):
-        cleared &= ~stat.S_ISGID
-    return cleared
 
 
 def release(fs: Overlay, file: File) -> None:
@@ -255,7 +238,20 @@ def allocate(fs: Overlay, node: Node, mode: int, offset: int, length: int) -> St
 
 def seek(fs: Overlay, node: Node, offset: int, whence: int) -> int:
     """Where the next data or hole is (SEEK_DATA and SEEK_HOLE of lseek(2)); ENXIO past the end."""
-    return os.lseek(fs.files.fd(node, write=False), offset, whence)
+    fd = fs.files.fd(node, write=False)
+    if not node.metacopy:
+        return os.lseek(fd, offset, whence)
+    end = _end(fs, node)
+    found = os.lseek(fd, offset, whence) if offset < end else end
+    if found >= end and (whence == os.SEEK_DATA or offset >= end):
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    return min(found, end)
+
+
+def _end(fs: Overlay, node: Node) -> int:
+    """The size of a metacopy, which is its own; the lower file may hold more, after a truncation that a crash has cut
+    short."""
+    return objects.stat_node(fs, node).st_size
 
 
 def copy_range(
@@ -268,6 +264,8 @@ def copy_range(
     fs.writable()
     protection.check(fs, target, protection.IMMUTABLE)
     yield from copyup.copy_up(fs, target)
+    if source.metacopy:
+        length = min(length, max(0, _end(fs, source) - source_offset))
     reading, writing = fs.files.held(source, write=False), fs.files.held(target, write=True)
     from_fd, to_fd = reading.fd, writing.fd
     copied = 0

@@ -19,6 +19,8 @@ DOT_META = b".wh..wh."
 DOT_OPAQUE = b".wh..wh..opq"
 FOREIGN_PREFIX = b"user.fuseoverlayfs."
 FOREIGN_OPAQUE = b"user.fuseoverlayfs.opaque"
+# Between the prefix of a mark and its name: what a mount has been asked to store, for an overlay on top of it.
+_ESCAPE = b"overlay."
 WHITEOUT_DEVICE = os.makedev(0, 0)
 
 # struct ovl_fb: version 0, magic, length in all, flags, handle type, uuid of the filesystem, handle.
@@ -65,6 +67,7 @@ class Marks:
     """The xattr names of one mount: `trusted.overlay.*`, or `user.overlay.*` where the mount has no privilege."""
 
     __slots__ = (
+        "_prefixes",
         "impure",
         "literal",
         "metacopy",
@@ -80,6 +83,7 @@ class Marks:
 
     def __init__(self, *, user: bool) -> None:
         self.prefix = b"user.overlay." if user else b"trusted.overlay."
+        self._prefixes = (self.prefix, FOREIGN_PREFIX)
         self.opaque = self.prefix + b"opaque"
         self.redirect = self.prefix + b"redirect"
         self.origin = self.prefix + b"origin"
@@ -94,19 +98,19 @@ class Marks:
 
     def hidden(self, key: bytes) -> bool:
         """Whether an xattr of a layer is not shown: it is a mark, not one escaped for a nested overlay."""
-        if key.startswith(self.prefix):
-            return not key.startswith(self.prefix + b"overlay.")
-        return key.startswith(FOREIGN_PREFIX)
+        return any(key.startswith(prefix) and not key.startswith(prefix + _ESCAPE) for prefix in self._prefixes)
 
     def to_disk(self, key: bytes) -> bytes:
-        """The name in the layer of an xattr the mount shows: ours are escaped, so that overlays nest."""
-        if key.startswith(self.prefix):
-            return self.prefix + b"overlay." + key[len(self.prefix) :]
+        """The name in the layer of an xattr the mount shows: marks are escaped, so that overlays nest."""
+        for prefix in self._prefixes:
+            if key.startswith(prefix):
+                return prefix + _ESCAPE + key[len(prefix) :]
         return key
 
     def to_shown(self, key: bytes) -> bytes:
-        if key.startswith(self.prefix + b"overlay."):
-            return self.prefix + key[len(self.prefix) + len(b"overlay.") :]
+        for prefix in self._prefixes:
+            if key.startswith(prefix + _ESCAPE):
+                return prefix + key[len(prefix) + len(_ESCAPE) :]
         return key
 
     def read_dir(self, fd: int) -> DirMarks:

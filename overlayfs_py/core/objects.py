@@ -12,12 +12,21 @@ from overlayfs_py.core.requests import Attr
 from overlayfs_py.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
 
 
 def real_of(node: Node) -> Real:
     """Where a node's attributes live."""
     return node.upper or node.lowers[0]
+
+
+def layer_of(fs: Overlay, node: Node) -> Layer:
+    """The layer that a node's attributes live in: the upper one for what was copied up after its last name had gone."""
+    if node.pinned >= 0:
+        assert fs.upper is not None
+        return fs.upper
+    return real_of(node).layer
 
 
 def stat_real(fs: Overlay, real: Real) -> os.stat_result:

@@ -198,6 +198,9 @@ class Overlay:
             layer.read_marks(self.marks)
         if self.upper is not None and self.work is not None and config.xattr_permissions:
             self._keep_owners_in_xattrs(self.upper, ids.override_key(config.xattr_permissions))
+        if self.upper is not None and self.index is not None:
+            # What is there belongs to the upper layer.
+            self.index.override = self.upper.override
 
     @staticmethod
     def _keep_owners_in_xattrs(upper: Layer, key: bytes) -> None:

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from overlayfs_py.core import ids, objects
+from overlayfs_py.core import acl, ids, objects
 from overlayfs_py.core.nodes import Node
 from overlayfs_py.core.requests import Caller
 from overlayfs_py.records import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from overlayfs_py.core.layers import Layer
     from overlayfs_py.core.overlay import Overlay
+    from overlayfs_py.core.requests import InGroup
     from overlayfs_py.core.work import Staged
 
     Translate = Callable[[int], int]
@@ -33,7 +34,7 @@ _STORED_FILE_MODE = 0o755
 def shown(fs: Overlay, node: Node, st: os.stat_result) -> tuple[int, int, int, int]:
     """(uid, gid, mode, rdev) the mount shows for a node with these attributes on disk."""
     uid, gid, mode, rdev = st.st_uid, st.st_gid, st.st_mode, st.st_rdev
-    layer = (node.upper or node.lowers[0]).layer
+    layer = objects.layer_of(fs, node)
     if layer.override is not None:
         with objects.reached(fs, node) as fd:
             uid, gid, mode, rdev = on_disk(layer, fd, st)
@@ -129,6 +130,46 @@ def change(fs: Overlay, fd: int, *, uid: int | None, gid: int | None, mode: int 
         os.chmod(fd_path(fd), mode)
 
 
+def without_set_ids(fs: Overlay, fd: int, in_group: InGroup | None = None) -> int | None:
+    """The permission bits that a write, or a change of owner, leaves an open file of the upper layer; None if all.
+
+    Set-group-id without group execution is no privilege: members of the group keep it (chmod(2);
+    setattr_should_drop_sgid in fs/attr.c).
+    """
+    assert fs.upper is not None
+    _, gid, mode, _ = on_disk(fs.upper, fd, os.fstat(fd))
+    cleared = mode & ~stat.S_ISUID
+    if cleared & stat.S_ISGID and (mode & stat.S_IXGRP or (in_group is not None and not in_group(gid))):
+        cleared &= ~stat.S_ISGID
+    return stat.S_IMODE(cleared) if cleared != mode else None
+
+
+def clear_sgid(fs: Overlay, fd: int) -> None:
+    """Take set-group-id from an object of the upper layer."""
+    assert fs.upper is not None
+    _, _, mode, _ = on_disk(fs.upper, fd, os.fstat(fd))
+    if mode & stat.S_ISGID:
+        change(fs, fd, uid=None, gid=None, mode=stat.S_IMODE(mode) & ~stat.S_ISGID)
+
+
+def set_acl(key: bytes, fd: int, access: bytes, flags: int) -> None:
+    """Set an access ACL, and the mode that is kept in the xattr `key` with it, as the upper filesystem does elsewhere
+    (posix_acl_update_mode). Raises ValueError for what is none."""
+    before = _override(fd, key)
+    mode = before.mode
+    entries = acl.parse(access)
+    if entries:
+        permissions, _ = acl.equivalent_mode(entries)
+        mode = mode & ~0o777 | permissions
+        access = _stored_acl(access, mode)
+    _store_override(fd, key, before._replace(mode=mode))
+    try:
+        xattrs.fset(fd, acl.ACCESS_KEY, access, flags)
+    except OSError:
+        _store_override(fd, key, before)
+        raise
+
+
 def _store_override(fd: int, key: bytes, override: ids.Override) -> None:
     try:
         xattrs.fset(fd, key, ids.format_override(override))
@@ -139,10 +180,9 @@ def _store_override(fd: int, key: bytes, override: ids.Override) -> None:
 
 
 def _change_override(fd: int, key: bytes, uid: int | None, gid: int | None, mode: int | None) -> None:
-    st = os.fstat(fd)
-    old = read_override(fd, key) or ids.Override(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
+    old = _override(fd, key)
     kept = old.mode
-    if (uid is not None or gid is not None) and not stat.S_ISDIR(st.st_mode):
+    if (uid is not None or gid is not None) and not stat.S_ISDIR(os.fstat(fd).st_mode):
         kept &= ~stat.S_ISUID
         if kept & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
@@ -152,10 +192,40 @@ def _change_override(fd: int, key: bytes, uid: int | None, gid: int | None, mode
         mode=kept if mode is None else mode,
     )
     _store_override(fd, key, new)
+    if mode is not None:
+        try:
+            _chmod_acl(fd, mode)
+        except OSError:
+            _store_override(fd, key, old)
+            raise
+
+
+def _override(fd: int, key: bytes) -> ids.Override:
+    st = os.fstat(fd)
+    return read_override(fd, key) or ids.Override(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode))
+
+
+def _chmod_acl(fd: int, mode: int) -> None:
+    """Have an access ACL say what a new mode does, as chmod(2) would."""
+    try:
+        access = xattrs.fget(fd, acl.ACCESS_KEY)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        # no ACL, or a filesystem without ACLs
+        return
+    changed = _stored_acl(access, mode)
+    if changed != access:
+        xattrs.fset(fd, acl.ACCESS_KEY, changed)
+
+
+def _stored_acl(access: bytes, mode: int) -> bytes:
+    """An access ACL as the file has it whose mode is elsewhere: a daemon that is not root must be able to use it."""
+    return acl.chmod(access, mode if os.geteuid() == 0 else mode | stat.S_IRWXU)
 
 
 def on_disk_owner(fs: Overlay, node: Node) -> tuple[int, int]:
     """(uid, gid) of a node as its layer means them, before any translation."""
     with objects.reached(fs, node) as fd:
-        uid, gid, _, _ = on_disk(objects.real_of(node).layer, fd, os.fstat(fd))
+        uid, gid, _, _ = on_disk(objects.layer_of(fs, node), fd, os.fstat(fd))
     return uid, gid

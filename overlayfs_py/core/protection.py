@@ -60,7 +60,7 @@ def _read(fs: Overlay, node: Node) -> int:
     if node.kind not in (stat.S_IFREG, stat.S_IFDIR):
         return 0
     with objects.reached(fs, node) as fd:
-        flags = _of_file(fs, objects.real_of(node).layer, fd)
+        flags = _of_file(fs, objects.layer_of(fs, node), fd)
         return flags if node.upper is None and node.pinned < 0 else flags | _marked(fs, fd)
 
 

@@ -10,7 +10,6 @@ import os
 import stat
 
 from overlayfs_py.core import copyup, index, lookup, nameless, objects, owners, protection, readdir
-from overlayfs_py.core.ids import OVERRIDE_KEYS
 from overlayfs_py.core.nodes import Node, Real
 from overlayfs_py.core.requests import Steps
 from overlayfs_py.core.work import Staged
@@ -154,6 +153,7 @@ def clear_empty(fs: Overlay, node: Node) -> None:
     """
     parent = node.parent
     assert node.upper is not None and parent is not None
+    override = node.upper.layer.override
     staged = fs.writable().stage_dir()
     try:
         with objects.reached(fs, node) as source:
@@ -161,7 +161,7 @@ def clear_empty(fs: Overlay, node: Node) -> None:
             uid, gid, mode, rdev = owners.on_disk(node.upper.layer, source, st)
             owners.set_new(fs, staged.fd, uid, gid, mode, rdev)
             for key in xattrs.flist(source):
-                if not fs.marks.hidden(key) and key not in OVERRIDE_KEYS:
+                if not fs.marks.hidden(key) and key != override:
                     xattrs.fset(staged.fd, key, xattrs.fget(source, key))
             xattrs.fset(staged.fd, fs.marks.opaque, b"y")
             files.futimens(staged.fd, st.st_atime_ns, st.st_mtime_ns)

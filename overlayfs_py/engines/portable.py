@@ -136,9 +136,18 @@ class Portable(pyfuse3.Operations):
         entry.entry_timeout = entry.attr_timeout = self.fs.config.timeout
         return entry
 
+    def _shown(self, node: Node, st: os.stat_result | None) -> pyfuse3.EntryAttributes:
+        """The attributes of a node that the kernel may get a reference to; it gets none where they can't be read."""
+        try:
+            return self._attributes(attr(self.fs, node, st))
+        except OSError:
+            # No FORGET will come.
+            OPERATIONS["forget"](self.fs, node, 0)
+            raise
+
     def _entry(self, node: Node, st: os.stat_result | None = None) -> pyfuse3.EntryAttributes:
         """The answer that gives the kernel a reference to `node`."""
-        entry = self._attributes(attr(self.fs, node, st))
+        entry = self._shown(node, st)
         node.lookups += 1
         return entry
 
@@ -284,7 +293,14 @@ class Portable(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         node, opened = OPERATIONS["create"](self.fs, _caller(ctx), self.fs.node(parent), name, mode)
-        return self._file_info(opened), self._entry(node)
+        try:
+            entry = self._entry(node)
+        except OSError:
+            # The kernel knows neither the handle nor the node: no RELEASE and no FORGET will come.
+            OPERATIONS["release"](self.fs, opened)
+            OPERATIONS["forget"](self.fs, node, 0)
+            raise
+        return self._file_info(opened), entry
 
     @_answers
     async def open(self, node_id: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -292,7 +308,7 @@ class Portable(pyfuse3.Operations):
         opened = await self._run(OPERATIONS["open"](self.fs, node, flags))
         if flags & os.O_TRUNC and ctx.uid != 0:
             # The kernel takes set-id bits itself, except where it is the opening that truncates.
-            files.take_set_ids(self.fs.files.fd(node, write=True))
+            files.take_set_ids(self.fs, self.fs.files.fd(node, write=True))
             pyfuse3.invalidate_inode(node.id, attr_only=True)
         return self._file_info(opened)
 
@@ -333,14 +349,15 @@ class Portable(pyfuse3.Operations):
         opened = self.handles[fh]
         names = OPERATIONS["readdir"](self.fs, opened, start_id)
         for position in range(start_id, len(names) + _SPECIAL_ENTRIES):
-            st = None
             if position < _SPECIAL_ENTRIES:
                 node = opened.node if position == 0 else opened.node.parent or opened.node
                 name = b".." if position else b"."
+                entry = self._attributes(attr(self.fs, node))
             else:
                 name = names[position - _SPECIAL_ENTRIES]
                 try:
                     node, st = OPERATIONS["lookup"](self.fs, opened.node, name)
+                    entry = self._shown(node, st)
                 except FileNotFoundError:
                     # gone since the listing was taken
                     continue
@@ -349,7 +366,6 @@ class Portable(pyfuse3.Operations):
                     if not pyfuse3.readdir_reply(token, name, self._broken(opened.node, name), position + 1):
                         break
                     continue
-            entry = self._attributes(attr(self.fs, node, st))
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
                 # What the kernel gets no reference to doesn't stay for its sake.
                 OPERATIONS["forget"](self.fs, node, 0)

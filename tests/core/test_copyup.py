@@ -76,14 +76,20 @@ def test_a_copy_keeps_holes(make: Maker) -> None:
 
 
 def test_the_marks_of_a_lower_object_are_not_copied(make: Maker) -> None:
-    marked = (("@origin", b"junk"), ("@impure", b"y"), ("@overlay.opaque", b"y"), ("user.overlay.origin", b"mine"))
+    foreign = (("user.fuseoverlayfs.opaque", b"n"), ("user.fuseoverlayfs.overlay.x", b"y"))
+    mine = (("@origin", b"junk"), ("@impure", b"y"), ("@overlay.opaque", b"y"), ("user.overlay.origin", b"mine"))
+    marked = (*mine, *foreign, ("user.containers.override_stat", b"z"))
     rig = make((Node(b"d/f", xattrs=marked), Node(b"d", kind="dir", xattrs=marked)))
     copy_up(rig, b"d/f")
     for path in ("d", "d/f"):
         keys = set(os.listxattr(make.upper / path))
         assert os.getxattr(make.upper / path, "trusted.overlay.origin") != b"junk"
-        assert {"trusted.overlay.overlay.opaque", "user.overlay.origin"} <= keys
+        assert {"trusted.overlay.overlay.opaque", "user.overlay.origin", "user.fuseoverlayfs.overlay.x"} <= keys
+        assert "user.fuseoverlayfs.opaque" not in keys
+        # Here it says nothing of owners, as the root has none.
+        assert os.getxattr(make.upper / path, "user.containers.override_stat") == b"z"
     assert rig.xattrs(b"d/f")[b"trusted.overlay.opaque"] == b"y"
+    assert rig.xattrs(b"d/f")[b"user.fuseoverlayfs.x"] == b"y"
 
 
 def test_reading_copies_nothing(make: Maker) -> None:

@@ -1,7 +1,6 @@
 """A tree in memory beside the one on disk: what the disk has to show after each operation."""
 
 import contextlib
-import errno
 import os
 import random
 import stat
@@ -10,9 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.syscalls import RENAME_EXCHANGE, renameat2
-
-# What a process is told whose filesystem has died under it; the last one when requests go through io_uring.
-LOST = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Layers
-from tests.crash.model import LOST, Model, Walk, read_model
+from tests.crash.model import Model, Walk, read_model
 from tests.support import trees
-from tests.support.mounts import Mount, MountFailed, kernel_mount, our_mount
+from tests.support.mounts import LOST, Mount, MountFailed, kernel_mount, our_mount
 from tests.support.trees import Node
 
 WALKERS = 4

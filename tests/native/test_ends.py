@@ -1,6 +1,5 @@
 """A connection that ends under load: every waiter gets an error, the daemon is gone, and the next mount is sound."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -13,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Layers
-from tests.support.mounts import CONNECTIONS, REPOSITORY, connections_made, mounted_at, our_mount, unmount
+from tests.support.mounts import CONNECTIONS, LOST, REPOSITORY, connections_made, mounted_at, our_mount, unmount
 
 ROUNDS = int(os.environ.get("OVERLAYFS_PY_TEST_ROUNDS", "5"))
 PATIENCE = 30.0  # seconds
-# ECANCELED is what the kernel makes of a request that was in a ring. EINTR comes of a request that it was copying into
-# one: the thread that does that is the daemon's, and with a SIGKILL pending it gets no more pages of its own memory.
-LOST = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED, errno.EINTR}
 WHOLE = b"x" * 5000
 
 

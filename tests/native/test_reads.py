@@ -7,13 +7,14 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Layers
 from tests.filesystems.disks import holding
-from tests.options.rig import traced
+from tests.options.rig import error_of, traced
 from tests.support.mounts import our_mount
 from tests.support.uring import switch_kept
 from tests.support.waiting import wait_until
@@ -180,6 +181,13 @@ def test_a_metacopy_shorter_than_its_data_ends_where_it_says(layers: Layers, eng
             assert os.preadv(direct, [room], offset) == there
             assert room[:there] == data[offset:own]
         assert (layers.mnt / "f").read_bytes() == data[:own]
+        assert os.lseek(direct, 0, os.SEEK_DATA) == 0
+        assert os.lseek(direct, 0, os.SEEK_HOLE) == own
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            assert error_of(partial(os.lseek, direct, own, whence)) == errno.ENXIO
+        with (layers.mnt / "copy").open("wb") as copy:
+            assert os.copy_file_range(direct, copy.fileno(), len(data), 0) == own
+        assert (layers.mnt / "copy").read_bytes() == data[:own]
         # The last page is in the cache by now, and what was behind the end with it.
         os.truncate(layers.mnt / "f", own + 100)
         assert (layers.mnt / "f").read_bytes() == data[:own] + bytes(100)

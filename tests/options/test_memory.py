@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.requests import collect, switch, tracing
 from tests.conftest import Layers
 from tests.options.conftest import NATIVE, PORTABLE, URING
 from tests.options.rig import mounted
+from tests.support.caches import drop_names
 from tests.support.mounts import Mount
 
-FILES = 20_000
+FILES = int(os.environ.get("OVERLAYFS_PY_TEST_FILES", "20000"))
 
 
 @pytest.fixture
@@ -46,6 +48,26 @@ def test_a_file_that_the_kernel_knows_takes_some_four_hundred_bytes(many: Layers
         before = private(live)
         assert walked(many) == FILES
         assert (private(live) - before) * 1024 / (FILES + FILES // 100) < 440
+
+
+@pytest.mark.timeout(120 + FILES // 1000)
+@pytest.mark.parametrize("native", [NATIVE, URING])
+def test_files_that_are_walked_and_forgotten_again_and_again_take_no_more_each_time(
+    many: Layers, over_uring: None, native: str
+) -> None:
+    taken, asked = [], []
+    with mounted(many, native) as live, tracing():
+        before = private(live)
+        for _ in range(20):
+            switch(on=True)
+            assert walked(many) == FILES
+            switch(on=False)
+            asked.append(sum(count.requests for count in collect([live.connection])))
+            taken.append(private(live) - before)
+            drop_names()
+    assert min(asked) > 0.9 * max(asked), "the kernel had not forgotten all"
+    # What is left over between the nodes that were there takes some walks to find its use.
+    assert max(taken[10:]) < max(taken[:10]) * 1.05, taken
 
 
 @pytest.mark.parametrize("native", [NATIVE, URING])

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import Layers
 from tests.options.rig import error_of, mounted, python_as
 from tests.support.mounts import fuse_overlayfs_mount
-from tests.support.trees import ACL_ACCESS, acl, compare_trees, read_tree, show_tree
+from tests.support.trees import ACL_ACCESS, ACL_DEFAULT, acl, compare_trees, read_tree, show_tree
 
 _EVERYONE = 2**32 - 1
 _OVERFLOW = 65534
@@ -22,6 +23,11 @@ Owner = tuple[int, int]
 
 def owner(path: Path) -> Owner:
     status = path.stat(follow_symlinks=False)
+    return status.st_uid, status.st_gid
+
+
+def owner_of(fd: int) -> Owner:
+    status = os.fstat(fd)
     return status.st_uid, status.st_gid
 
 
@@ -162,6 +168,169 @@ def test_owner_and_mode_live_in_an_xattr(layers: Layers, engine: str, format: in
     with mounted(layers, option, engine):
         after = read_tree(os.fsencode(layers.mnt), started)
     assert not compare_trees(before, after), f"{show_tree(before)}\n\n{show_tree(after)}"
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_nobody_gets_another_owner_by_the_xattr_that_holds_it(layers: Layers, engine: str, format: int) -> None:
+    """Whoever may write a file may set its user.* xattrs: this one would make it root's, with set-user-ID."""
+    (layers.lower / "theirs").write_text("lower")
+    os.chown(layers.lower / "theirs", 42, 42)
+    key = _KEYS[format]
+    option = f"xattr_permissions={format}"
+    with mounted(layers, option, engine):
+        theirs = layers.mnt / "theirs"
+        for state in ("lower", "copied up"):
+            assert error_of(partial(os.getxattr, theirs, key)) == errno.ENODATA, state
+            assert error_of(partial(os.setxattr, theirs, key, b"0:0:4755:file")) == errno.EPERM, state
+            assert error_of(partial(os.removexattr, theirs, key)) == errno.EPERM, state
+            if format == 2:
+                script = f"os.setxattr(sys.argv[1], {key!r}, b'0:0:4755:file'); print('set')"
+                assert python_as(42, script, theirs) == "EPERM", state
+            os.utime(theirs)
+        assert error_of(partial(os.setxattr, layers.mnt, key, b"42:42:0777:dir")) == errno.EPERM
+        assert (owner(theirs), stat.S_IMODE(theirs.stat().st_mode)) == ((42, 42), 0o644)
+    assert os.getxattr(layers.upper / "theirs", key) == b"42:42:0644:file"
+
+
+@pytest.mark.parametrize("name", ["lower", "linked"])
+@pytest.mark.parametrize("option", ["xattr_permissions=1", "xattr_permissions=2"])
+def test_owner_and_mode_stay_with_a_file_whose_names_go(layers: Layers, engine: str, option: str, name: str) -> None:
+    """A file that is copied up after its last name went, and one in the index."""
+    owned(layers.lower / name, 42, 43, "lower")
+    (layers.lower / name).chmod(0o2640)
+    if name == "linked":
+        os.link(layers.lower / name, layers.lower / "other")
+    with mounted(layers, option, engine), (layers.mnt / name).open("r+b", buffering=0) as file:
+        os.unlink(layers.mnt / name)
+        file.write(b"upper")
+        for _ in range(2):
+            status = os.fstat(file.fileno())
+            assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (42, 43, 0o2640)
+            assert os.listxattr(file.fileno()) == []
+            os.utime(file.fileno())
+        os.fchmod(file.fileno(), 0o600)
+        os.fchown(file.fileno(), 44, -1)
+        status = os.fstat(file.fileno())
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (44, 43, 0o600)
+        for key in _KEYS.values():
+            if _KEYS[int(option[-1])] == key:
+                assert error_of(partial(os.setxattr, file.fileno(), key, b"0:0:4755:file")) == errno.EPERM
+        if name == "linked":
+            assert owner(layers.mnt / "other") == (44, 43)
+
+
+def test_a_file_that_has_lost_its_name_belongs_to_nobody_by_its_old_layers_xattr(layers: Layers, engine: str) -> None:
+    key = "user.containers.override_stat"
+    os.setxattr(layers.lower, key, b"0:0:0755:dir")
+    (layers.lower / "theirs").write_text("lower")
+    os.setxattr(layers.lower / "theirs", key, b"42:42:0644:file")
+    with mounted(layers, engine), (layers.mnt / "theirs").open("r+b", buffering=0) as file:
+        os.unlink(layers.mnt / "theirs")
+        file.write(b"upper")
+        assert owner_of(file.fileno()) == (42, 42)
+        os.setxattr(file.fileno(), key, b"0:0:4755:file")
+        status = os.fstat(file.fileno())
+        assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (42, 0o644)
+        assert os.getxattr(file.fileno(), key) == b"0:0:4755:file"
+
+
+@pytest.mark.parametrize("key", [*_KEYS.values(), "user.fuseoverlayfs.override_stat"])
+def test_where_owners_are_the_real_ones_such_an_xattr_is_as_any_other(layers: Layers, engine: str, key: str) -> None:
+    (layers.lower / "f").write_text("lower")
+    if not key.startswith("user.fuseoverlayfs"):
+        os.setxattr(layers.lower / "f", key, b"42:42:0777:file")
+    with mounted(layers, engine):
+        os.setxattr(layers.mnt / "f", "user.x", b"")
+        if not key.startswith("user.fuseoverlayfs"):
+            assert os.getxattr(layers.mnt / "f", key) == b"42:42:0777:file"
+        os.setxattr(layers.mnt / "f", key, b"43:43:0777:file")
+        # In the root it would say that the whole layer is of the other kind.
+        assert error_of(partial(os.setxattr, layers.mnt, key, b"0:0:0755:dir")) == errno.EPERM
+    with mounted(layers, engine):
+        assert os.getxattr(layers.mnt / "f", key) == b"43:43:0777:file"
+        assert sorted(os.listxattr(layers.mnt / "f")) == sorted([key, "user.x"])
+        assert owner(layers.mnt / "f") == (0, 0)
+        os.removexattr(layers.mnt / "f", key)
+        assert os.listxattr(layers.mnt / "f") == ["user.x"]
+
+
+def test_a_mark_of_fuse_overlayfs_is_stored_as_an_xattr_and_nothing_else(layers: Layers, engine: str) -> None:
+    """A fuse-overlayfs whose upper directory is in our mount marks it so."""
+    mark = "user.fuseoverlayfs.opaque"
+    (layers.lower / "d").mkdir()
+    (layers.lower / "d" / "f").touch()
+    with mounted(layers, engine):
+        os.setxattr(layers.mnt / "d", mark, b"y")
+    with mounted(layers, engine):
+        assert os.listdir(layers.mnt / "d") == ["f"]
+        assert os.listxattr(layers.mnt / "d") == [mark]
+        assert os.getxattr(layers.mnt / "d", mark) == b"y"
+    assert mark not in os.listxattr(layers.upper / "d")
+
+
+_WRITES = {
+    "write": "os.pwrite(os.open(sys.argv[1], os.O_WRONLY), b'x', 0)",
+    "truncate": "os.truncate(sys.argv[1], 1)",
+    "open": "os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC)",
+    "allocate": "os.posix_fallocate(os.open(sys.argv[1], os.O_RDWR), 0, 100)",
+    "copy": "fd = os.open(sys.argv[1], os.O_RDWR); os.copy_file_range(fd, fd, 10, 0, 50)",
+}
+
+
+@pytest.mark.parametrize("way", _WRITES)
+@pytest.mark.parametrize("option", ["", "xattr_permissions=1", "xattr_permissions=2"])
+def test_whoever_writes_takes_set_ids_wherever_the_mode_is_kept(
+    layers: Layers, engine: str, option: str, way: str
+) -> None:
+    (layers.lower / "f").write_bytes(bytes(100))
+    (layers.lower / "f").chmod(0o6777)
+    with mounted(layers, option, engine):
+        for name in ("f", "new"):
+            (layers.mnt / name).write_bytes(bytes(100))
+            (layers.mnt / name).chmod(0o6777)
+            assert stat.S_IMODE((layers.mnt / name).stat().st_mode) == 0o6777
+            assert python_as(42, f"{_WRITES[way]}; print('done')", layers.mnt / name) == "done"
+            assert stat.S_IMODE((layers.mnt / name).stat().st_mode) == 0o777, name
+
+
+@pytest.mark.parametrize("option", ["xattr_permissions=1", "xattr_permissions=2"])
+def test_mode_and_acl_agree_as_on_any_filesystem(layers: Layers, engine: str, option: str) -> None:
+    def for_42(user: int, named: int, group: int, other: int) -> bytes:
+        others = ((4, group, _EVERYONE), (16, 7, _EVERYONE), (32, other, _EVERYONE))
+        return acl((1, user, _EVERYONE), (2, named, 42), *others)
+
+    def look(path: Path) -> tuple[str, bytes | None]:
+        mode = oct(path.stat().st_mode)
+        return mode, os.getxattr(path, ACL_ACCESS) if ACL_ACCESS in os.listxattr(path) else None
+
+    def play(root: Path) -> Iterator[object]:
+        for name in ("lower", "new", "d"):
+            path = root / name
+            if name == "d":
+                path.mkdir()
+            elif name == "new":
+                path.touch()
+            path.chmod(0o2640)
+            os.chown(path, -1, 7)
+            os.setxattr(path, ACL_ACCESS, for_42(6, 7, 5, 1))
+            yield look(path)
+            path.chmod(0o750)
+            yield look(path)
+            os.setxattr(path, ACL_ACCESS, acl((1, 4, _EVERYONE), (4, 2, _EVERYONE), (32, 1, _EVERYONE)))
+            yield look(path)
+        os.setxattr(root / "d", ACL_DEFAULT, for_42(7, 6, 5, 5))
+        (root / "d").chmod(0o2775)
+        (root / "d" / "f").touch(0o640)
+        (root / "d" / "d").mkdir()
+        for name in ("f", "d"):
+            yield look(root / "d" / name)
+
+    plain = layers.add("plain")
+    for root in (layers.lower, plain):
+        (root / "lower").touch()
+    expected = list(play(plain))
+    with mounted(layers, option, engine):
+        assert list(play(layers.mnt)) == expected
 
 
 def change_much(root: Path, *, fifo: bool) -> None:

@@ -1,6 +1,7 @@
 """Mounts for tests: the kernel's overlayfs, ours, and fuse-overlayfs, each gone when its `with` block ends."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -21,6 +22,13 @@ AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+
+LOST: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED, errno.EINTR))
+"""What a process is told whose filesystem has died under it.
+
+ECANCELED is what the kernel makes of a request that was in a ring. EINTR comes of one that it was copying into a ring:
+the thread that does that is the daemon's, and with a SIGKILL pending it gets no more pages of its own memory.
+"""
 
 _START_LIMIT: Final = 30.0  # seconds until a mount must answer
 _STOP_LIMIT: Final = 30.0  # seconds until a daemon must be gone once unmounted
@@ -139,9 +147,10 @@ def our_mount(
     The log is the daemon's standard error, in a temporary file unless `log` names one. Raises MountFailed when the
     mount does not come up, cannot be unmounted, takes longer than `limit` seconds altogether (its connection is
     aborted then), when the daemon ends with another status than 0, or, with `clean_log`, when it logged a traceback
-    or an unexpected error. OVERLAYFS_PY_TEST_OPTIONS in the environment holds further options, to try all tests with.
+    or an unexpected error. OVERLAYFS_PY_TEST_OPTIONS in the environment holds further options, to try all tests with;
+    what a test asks for itself goes before them.
     """
-    options = b",".join((os.fsencode(options), os.fsencode(os.environ.get("OVERLAYFS_PY_TEST_OPTIONS", ""))))
+    options = b",".join((os.fsencode(options), *_further(os.fsencode(options))))
     command = [sys.executable.encode(), b"-m", b"overlayfs_py", *([] if daemonise else [b"-f"]), b"-o"]
     command += [layer_options(lowers, upper, work, options), os.fsencode(mountpoint)]
     with contextlib.ExitStack() as mounted:
@@ -150,6 +159,19 @@ def our_mount(
         with switch_kept() if b"uring=on" in options else undisturbed():
             live = mounted.enter_context(daemon)
         yield live
+
+
+def _further(options: bytes) -> list[bytes]:
+    """The options of OVERLAYFS_PY_TEST_OPTIONS that go with those given."""
+    given = options.split(b",")
+    names = {option.partition(b"=")[0] for option in given}
+    found = []
+    for option in os.fsencode(os.environ.get("OVERLAYFS_PY_TEST_OPTIONS", "")).split(b","):
+        name = option.partition(b"=")[0]
+        excluded = b"engine=portable" in given or (name == b"io" and b"writeback" in names)
+        if name not in names and not (name in (b"uring", b"io") and excluded):
+            found.append(option)
+    return found
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 - protocol   the protocol's structures and numbers
 - session    one mount's requests, and the table of what serves them
-- names, attributes, files, directories, connection    what serves them
+- names, attributes, opening, files, copying, directories, connection    what serves them
 - extensions    what follows the names of a request
 - answers    core's values in the protocol's structures
 - passthrough    open files that the kernel serves itself
+- xattrs     extended attributes by directory and name
 - plain      what needs no decision of core
 - background    a thread that works without the interpreter
 - ahead      directories read before a walk asks for them
@@ -57,7 +58,7 @@ log = Journal(__name__)
 _ALLOCATIONS_A_COLLECTION = 50_000
 
 # They enter themselves in the session's table.
-for _handlers in ("names", "attributes", "files", "directories", "connection"):
+for _handlers in ("names", "attributes", "opening", "files", "copying", "directories", "connection"):
     __import__(f"{__name__}.{_handlers}")
 
 

@@ -20,8 +20,9 @@ from overlayfs_py.engines.native.background cimport (
 )
 from overlayfs_py.engines.native.plain cimport (
     AT_SYMLINK_NOFOLLOW, DT_CHR, DT_UNKNOWN, KEYS, LISTING, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY, Plain,
-    S_ISCHR, dirent64, fstatat, getdents64, list_xattrs, memmem, openat, record
+    S_ISCHR, dirent64, fstatat, getdents64, memmem, openat, record
 )
+from overlayfs_py.engines.native.xattrs cimport list_xattrs
 
 cdef enum:
     DIRECTORY = 0o040000

@@ -12,6 +12,8 @@ cdef object decode_device(uint32_t device)
 cdef Py_ssize_t put_entry_at(Session s, protocol.entry_out* out, Node node, object st) except -2
 cdef Py_ssize_t put_plain_entry(Session s, protocol.entry_out* out, Node node, stat_t* st) except -2
 cdef Py_ssize_t put_entry(Session s, Request r, Node node) except -2
+cdef Py_ssize_t put_found(Session s, Request r, Node node, object st) except -2
+cdef Py_ssize_t put_known(Session s, Request r, Node node, stat_t* st) except -2
 cdef Py_ssize_t put_absent(Session s, protocol.entry_out* out) except -2
 cdef void put_attr(protocol.attr_t* out, object shown)
 cdef void put_validity(Session s, uint64_t node_id, protocol.attr_out* out)

@@ -13,6 +13,7 @@ from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport Request, Session
 
 from overlayfs_py.core.objects import attr as shown_attr
+from overlayfs_py.core.ops import OPERATIONS
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
@@ -130,9 +131,34 @@ cdef Py_ssize_t put_reference(Session s, protocol.entry_out* out, Node node) exc
 
 cdef Py_ssize_t put_entry(Session s, Request r, Node node) except -2:
     """The answer that gives the kernel a reference to `node`."""
-    put_entry_at(s, <protocol.entry_out*>r.out, node, None)
+    return put_found(s, r, node, None)
+
+
+cdef Py_ssize_t put_found(Session s, Request r, Node node, object st) except -2:
+    """As put_entry, with the attributes that core has read."""
+    try:
+        put_entry_at(s, <protocol.entry_out*>r.out, node, st)
+    except OSError:
+        let_go(s, node)
+        raise
     node.lookups += 1
     return sizeof(protocol.entry_out)
+
+
+cdef Py_ssize_t put_known(Session s, Request r, Node node, stat_t* st) except -2:
+    """As put_entry, of an object whose attributes are shown as they are stored."""
+    try:
+        put_plain_entry(s, <protocol.entry_out*>r.out, node, st)
+    except OSError:
+        let_go(s, node)
+        raise
+    node.lookups += 1
+    return sizeof(protocol.entry_out)
+
+
+cdef let_go(Session s, Node node):
+    """Of a node that the kernel gets no reference to, so that no FORGET will come."""
+    OPERATIONS["forget"](s.fs, node, 0)
 
 
 cdef void put_validity(Session s, uint64_t node_id, protocol.attr_out* out):

@@ -297,7 +297,7 @@ cdef class Direct:
         """setxattr(2); False leaves it to core, as it does keys that are stored as others."""
         cdef char path[320]
         cdef Real real
-        if not self.on or not self._is_own(node) or key.startswith(self.plain.prefix):
+        if not self.on or not self._is_own(node) or self.fs.marks.to_disk(key) != key:
             return False
         if not self.plain.unprotected(node):
             return False

@@ -6,25 +6,21 @@ import os
 
 from libc.errno cimport EAGAIN, errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
 from posix.unistd cimport close, pread, pwrite
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.answers cimport put_entry
-from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.pace cimport monotonic
 from overlayfs_py.engines.native.passthrough cimport ATTRIBUTES_ALONE
 from overlayfs_py.engines.native.pipes cimport RWF_NOWAIT, Pipe, iovec, is_cached, preadv2
 from overlayfs_py.engines.native.plain cimport stat as stat_t
 from overlayfs_py.engines.native.session cimport (
-    DEFERRED, FOREVER, OPEN_TO_ALL, UNFINISHED, UNLOCKED, Request, Session, never_ask, serves
+    DEFERRED, OPEN_TO_ALL, UNFINISHED, UNLOCKED, Request, Session, never_ask, serves
 )
 
 from overlayfs_py.core import files as core_files
 from overlayfs_py.core import protection
 from overlayfs_py.core.ops import OPERATIONS
-from overlayfs_py.core.requests import Changes
 from overlayfs_py.engines import machine
 from overlayfs_py.engines.native.session import nothing
 
@@ -32,9 +28,6 @@ cdef uint32_t O_NOATIME = os.O_NOATIME
 
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, stat_t* st)
-
-cdef extern from "<unistd.h>" nogil:
-    Py_ssize_t copy_file_range(int in_fd, int64_t* off_in, int out_fd, int64_t* off_out, size_t length, unsigned flags)
 
 cdef enum:
     SET_IDS = 0o6000
@@ -47,8 +40,6 @@ cdef enum:
 
 # Linux 5.9 and 5.10 may find the end of a file where nothing is cached (preadv2(2), BUGS).
 cdef bint tells_what_is_cached = machine.release() not in ((5, 9), (5, 10))
-
-cdef size_t IN_PLACE = core_files.copyup.IN_PLACE_BYTES
 
 
 cdef Py_ssize_t do_read(Session s, Request r) except -2:
@@ -276,7 +267,7 @@ cdef clear_set_ids(Session s, Request r, object backing):
 
 cdef take_set_ids_of(Session s, Request r, uint64_t node_id, object backing):
     """Take set-id bits from a file. The kernel would go by those that it knows, and run the program with them."""
-    if core_files.take_set_ids(backing.fd, r.in_group(s)):
+    if core_files.take_set_ids(s.fs, backing.fd, r.in_group(s)):
         s.through.forget(node_id, ATTRIBUTES_ALONE)
 
 
@@ -362,151 +353,13 @@ def _flush_and_seek(Session s, Request r):
 
 cdef take_set_ids(Session s, Request r, Node node):
     """Take set-id bits from a file that somebody else than root has changed without a WRITE that would say so."""
-    backing = s.fs.files.held(node, write=True)
-    if os.fstat(backing.fd).st_mode & SET_IDS and r.asker() != 0:
-        take_set_ids_of(s, r, node.id, backing)
-
-
-cdef Py_ssize_t copy_in_place(Session s, Request r) except -2:
-    """Copy a few bytes to a file of the upper layer; -1 leaves it to core, which does the same in more time."""
-    cdef protocol.copy_file_range_in* op = <protocol.copy_file_range_in*>r.op
-    cdef Node source = s.node(r.nodeid)
-    cdef Node target = s.node(op.nodeid_out)
     cdef stat_t st
-    cdef int64_t off_in = op.off_in
-    cdef int64_t off_out = op.off_out
-    cdef size_t length = op.len
-    cdef Py_ssize_t count
-    if target.upper is None and target.pinned < 0 or target.metacopy or off_in < 0 or off_out < 0:
-        return -1
-    reading, writing = s.fs.files.held(source, write=False), s.fs.files.held(target, write=True)
-    cdef int from_fd = reading.fd
-    cdef int to_fd = writing.fd
-    if fstat(from_fd, &st) != 0 or (length > IN_PLACE and st.st_size - off_in > <int64_t>IN_PLACE):
-        return -1
-    with nogil:
-        count = copy_file_range(from_fd, &off_in, to_fd, &off_out, length, 0)
-    if count < 0:
+    backing = s.fs.files.held(node, write=True)
+    if fstat(backing.fd, &st) != 0:
         raise OSError(c_errno, os.strerror(c_errno))
-    if fstat(to_fd, &st) == 0 and st.st_mode & SET_IDS:
-        take_set_ids(s, r, target)
-    return count
-
-
-cdef object copy_steps(Session s, Request r):
-    cdef protocol.copy_file_range_in* op = <protocol.copy_file_range_in*>r.op
-    source, target = s.node(r.nodeid), s.node(op.nodeid_out)
-    return OPERATIONS["copy_file_range"](s.fs, source, <int64_t>op.off_in, target, <int64_t>op.off_out, op.len)
-
-
-cdef Py_ssize_t do_copy_file_range(Session s, Request r) except -2:
-    cdef protocol.write_out* out = <protocol.write_out*>r.out
-    cdef Py_ssize_t count = copy_in_place(s, r)
-    if count >= 0:
-        out.size, out.padding = <uint32_t>count, 0
-        return sizeof(protocol.write_out)
-    (<protocol.copy_file_range_in*>r.op).len = min((<protocol.copy_file_range_in*>r.op).len, <uint64_t>0x7FFFF000)
-    return s.run(r, copy_steps(s, r), _copied)
-
-
-def _copied(session, Request request, value):
-    cdef protocol.write_out* out = <protocol.write_out*>request.out
-    copied(session, request)
-    out.size, out.padding = value, 0
-    return sizeof(protocol.write_out)
-
-
-cdef copied(Session s, Request r):
-    take_set_ids(s, r, s.node((<protocol.copy_file_range_in*>r.op).nodeid_out))
-
-
-cdef Py_ssize_t do_copy_file_range_64(Session s, Request r) except -2:
-    cdef Py_ssize_t count = copy_in_place(s, r)
-    if count >= 0:
-        (<protocol.copy_file_range_out*>r.out).bytes_copied = count
-        return sizeof(protocol.copy_file_range_out)
-    return s.run(r, copy_steps(s, r), _copied_64)
-
-
-def _copied_64(session, Request request, value):
-    copied(session, request)
-    (<protocol.copy_file_range_out*>request.out).bytes_copied = value
-    return sizeof(protocol.copy_file_range_out)
-
-
-cdef Py_ssize_t do_open(Session s, Request r) except -2:
-    cdef protocol.open_in* op = <protocol.open_in*>r.op
-    if not s.through.on:
-        return never_ask()
-    how, node = op.flags, s.node(r.nodeid)
-
-    def finish(session, Request request, file):
-        try:
-            return put_open(s, request.out, node, how)
-        except OSError:
-            OPERATIONS["release"](s.fs, file)
-            raise
-
-    in_group = r.in_group(s) if op.open_flags & protocol.OPEN_KILL_SUIDGID else None
-    return s.run(r, open_steps(s, node, how, in_group), finish)
-
-
-def open_steps(Session s, Node node, flags, in_group):
-    if flags & os.O_TRUNC:
-        changes = Changes(size=0, clear_set_ids=in_group is not None, in_group=in_group)
-        yield from OPERATIONS["setattr"](s.fs, node, changes)
-    return (yield from OPERATIONS["open"](s.fs, node, flags & ~os.O_TRUNC))
-
-
-cdef Py_ssize_t do_create(Session s, Request r) except -2:
-    cdef protocol.create_in* op = <protocol.create_in*>r.op
-    cdef stat_t own
-    if not s.through.on:
-        return never_ask()
-    name = r.entry_name()
-    node = s.direct.create(r, s.node(r.nodeid), name, op.mode, op.umask, &own)
-    if node is not None:
-        (<Node>node).opens += 1
-    else:
-        node, _ = OPERATIONS["create"](s.fs, maker(s, r, op.umask), s.node(r.nodeid), name, op.mode)
-    s.listings.added(r.nodeid, name)
-    try:
-        return put_created(s, r, node, op.flags)
-    except OSError:
-        # The kernel knows neither the handle nor the node: no RELEASE and no FORGET will come.
-        OPERATIONS["release"](s.fs, core_files.File(node))
-        OPERATIONS["forget"](s.fs, node, 0)
-        raise
-
-
-cdef Py_ssize_t put_created(Session s, Request r, Node node, uint32_t flags) except -2:
-    cdef protocol.open_out* opened = <protocol.open_out*>(r.out + sizeof(protocol.entry_out))
-    # Before the entry, whose attributes hold no longer than until somebody writes.
-    cdef Py_ssize_t size = put_open(s, <char*>opened, node, flags)
-    try:
-        return put_entry(s, r, node) + size
-    except OSError:
-        s.through.release(node.id, opened.fh)
-        raise
-
-
-cdef Py_ssize_t put_open(Session s, char* at, Node node, uint32_t flags) except -2:
-    cdef protocol.open_out* out = <protocol.open_out*>at
-    memset(out, 0, sizeof(protocol.open_out))
-    out.fh = s.through.open(node, flags, &out.backing_id)
-    if out.backing_id:
-        out.open_flags = protocol.FOPEN_PASSTHROUGH | protocol.FOPEN_NOFLUSH
-    elif s.timeout == FOREVER:
-        out.open_flags = protocol.FOPEN_KEEP_CACHE
-    return sizeof(protocol.open_out)
-
-
-cdef Py_ssize_t do_release(Session s, Request r) except -2:
-    cdef uint64_t handle = (<protocol.release_in*>r.op).fh
-    # 0 is that of a file which O_TMPFILE made where the kernel doesn't ask for opening.
-    if handle and s.through.release(r.nodeid, handle):
-        OPERATIONS["release"](s.fs, core_files.File(s.node(r.nodeid)))
-    return 0
+    # Where modes are kept in xattrs it is not that of the file.
+    if (st.st_mode & SET_IDS or s.fs.upper.override is not None) and r.asker() != 0:
+        take_set_ids_of(s, r, node.id, backing)
 
 
 serves(protocol.READ, do_read, sizeof(protocol.read_in), UNLOCKED | OPEN_TO_ALL)
@@ -515,8 +368,3 @@ serves(protocol.FSYNC, do_fsync, sizeof(protocol.fsync_in), OPEN_TO_ALL)
 serves(protocol.SYNCFS, do_syncfs, 8, OPEN_TO_ALL)
 serves(protocol.FALLOCATE, do_fallocate, sizeof(protocol.fallocate_in), 0)
 serves(protocol.LSEEK, do_lseek, sizeof(protocol.lseek_in), UNLOCKED)
-serves(protocol.COPY_FILE_RANGE, do_copy_file_range, sizeof(protocol.copy_file_range_in), 0)
-serves(protocol.COPY_FILE_RANGE_64, do_copy_file_range_64, sizeof(protocol.copy_file_range_in), 0)
-serves(protocol.OPEN, do_open, sizeof(protocol.open_in), 0)
-serves(protocol.CREATE, do_create, sizeof(protocol.create_in), 0)
-serves(protocol.RELEASE, do_release, sizeof(protocol.release_in), OPEN_TO_ALL)

@@ -6,7 +6,7 @@ from libc.string cimport memcmp, memset
 
 from overlayfs_py.core.nodes cimport Node
 from overlayfs_py.engines.native cimport protocol
-from overlayfs_py.engines.native.answers cimport decode_device, put_absent, put_entry, put_entry_at, put_plain_entry
+from overlayfs_py.engines.native.answers cimport decode_device, put_absent, put_entry, put_found, put_known
 from overlayfs_py.engines.native.extensions cimport maker
 from overlayfs_py.engines.native.plain cimport ABSENT
 from overlayfs_py.engines.native.plain cimport stat as stat_t
@@ -36,15 +36,12 @@ cdef Py_ssize_t do_lookup(Session s, Request r) except -2:
     if node is ABSENT:
         return put_absent(s, out)
     if node is not None:
-        put_plain_entry(s, out, node, &own)
-    else:
-        try:
-            node, st = OPERATIONS["lookup"](s.fs, parent, name)
-        except FileNotFoundError:
-            return put_absent(s, out)
-        put_entry_at(s, out, node, st)
-    (<Node>node).lookups += 1
-    return sizeof(protocol.entry_out)
+        return put_known(s, r, node, &own)
+    try:
+        node, st = OPERATIONS["lookup"](s.fs, parent, name)
+    except FileNotFoundError:
+        return put_absent(s, out)
+    return put_found(s, r, node, st)
 
 
 cdef Py_ssize_t put_root(Session s, Request r, Node root) except -2:
@@ -90,9 +87,8 @@ cdef Py_ssize_t do_mknod(Session s, Request r) except -2:
     name = r.entry_name()
     node = s.direct.create(r, parent, name, op.mode, op.umask, &own)
     if node is not None:
-        node.lookups += 1
         s.listings.added(r.nodeid, name)
-        return put_plain_entry(s, <protocol.entry_out*>r.out, node, &own)
+        return put_known(s, r, node, &own)
     rdev = decode_device(op.rdev)
     node = OPERATIONS["mknod"](s.fs, maker(s, r, op.umask), parent, name, op.mode, rdev)
     s.listings.added(r.nodeid, name)

@@ -54,9 +54,6 @@ cdef struct record:
     # Whether it may have one of the overlay's xattrs.
     unsigned char marked
 
-cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size) noexcept nogil
-
-
 cdef object ABSENT
 
 

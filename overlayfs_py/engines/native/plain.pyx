@@ -5,13 +5,14 @@ An object is plain where no mark, mapping or hard link has a part in what the mo
 so, or leaves the question to core, which gives the same answer in more time.
 """
 
-from libc.errno cimport ENODATA, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, errno
-from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset, strncmp
+from libc.errno cimport ENODATA, ENOENT, ENOSYS, EOPNOTSUPP, errno
+from libc.string cimport memcpy, strncmp
 from posix.unistd cimport close
 
 from overlayfs_py.core.nodes cimport Node, Real
+from overlayfs_py.engines.native.xattrs cimport get_xattr, list_xattrs
 
+from overlayfs_py.core.ids import PRIVILEGED_OVERRIDE_KEY
 from overlayfs_py.core.marks import FOREIGN_OPAQUE
 from overlayfs_py.core.merged import EVERYWHERE, positions
 from overlayfs_py.core.protection import of as protection_of
@@ -35,30 +36,10 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     int AT_EMPTY_PATH, O_NOCTTY, O_NONBLOCK
 
-cdef extern from "<sys/xattr.h>" nogil:
-    Py_ssize_t llistxattr(const char* path, char* list, size_t size)
-    Py_ssize_t lgetxattr(const char* path, const char* name, void* value, size_t size)
-    Py_ssize_t fgetxattr(int fd, const char* name, void* value, size_t size)
-
-cdef extern from "<unistd.h>" nogil:
-    long syscall(long number, ...)
-
-cdef extern from *:
-    """
-    struct xattr_args_v0 { unsigned long long value; unsigned int size; unsigned int flags; };
-    """
-    struct xattr_args_v0:
-        uint64_t value
-        uint32_t size
-        uint32_t flags
-
 cdef enum:
     FORMAT = 0o170000
     REGULAR = 0o100000
     DIRECTORY = 0o040000
-    # Linux 6.13; the numbers are the same on every architecture but alpha.
-    SYS_GETXATTRAT = 464
-    SYS_LISTXATTRAT = 465
     LONGEST = 255 - 4  # bytes of a name that has room for `.wh.` before it
     MISSED_DIRS = 256
     # As of core's merged directories.
@@ -76,8 +57,6 @@ cdef enum:
 
 ABSENT = object()
 """What `entry` answers where no layer has the name."""
-
-cdef bint has_at_calls = True
 
 
 cdef class Plain:
@@ -353,7 +332,7 @@ cdef class Plain:
         """getxattr(2) of a node: the length, or minus the error number; minus ENOSYS where core has to."""
         cdef Py_ssize_t length
         cdef Real real
-        if not key.startswith(b"security."):
+        if not key.startswith(b"security.") or key == PRIVILEGED_OVERRIDE_KEY:
             return -ENOSYS
         if node.pinned >= 0:
             # It may be O_PATH.
@@ -493,33 +472,3 @@ cdef bint holds_no_marks(int fd):
             at += one.d_reclen
             if strncmp(one.d_name, b".wh.", 4) == 0:
                 return False
-
-
-cdef Py_ssize_t list_xattrs(int dir_fd, const char* name, char* keys, size_t size) noexcept nogil:
-    global has_at_calls
-    cdef char path[320]
-    cdef Py_ssize_t length
-    if has_at_calls:
-        length = syscall(SYS_LISTXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, keys, size)
-        if length >= 0 or (errno != ENOSYS and errno != EPERM):
-            return length
-        has_at_calls = False
-    snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", dir_fd, name)
-    return llistxattr(path, keys, size)
-
-
-cdef Py_ssize_t get_xattr(int dir_fd, const char* name, const char* key, char* value, size_t size):
-    global has_at_calls
-    cdef char path[320]
-    cdef Py_ssize_t length
-    cdef xattr_args_v0 arguments
-    if has_at_calls:
-        memset(&arguments, 0, sizeof(arguments))
-        arguments.value = <uint64_t>value
-        arguments.size = <uint32_t>size
-        length = syscall(SYS_GETXATTRAT, dir_fd, name, AT_SYMLINK_NOFOLLOW, key, &arguments, sizeof(arguments))
-        if length >= 0 or errno not in (ENOSYS, EPERM):
-            return length
-        has_at_calls = False
-    snprintf(path, sizeof(path), b"/proc/self/fd/%d/%s", dir_fd, name)
-    return lgetxattr(path, key, value, size)

@@ -5,7 +5,7 @@ A transport fills a Request and calls handle(); where that is False the answer c
 the transport's reply(). All of core runs under one lock; data is read and written outside it.
 
 What serves an opcode stands in a table that the modules of the handlers fill when they are loaded: names, attributes,
-files, directories, connection.
+opening, files, copying, directories, connection.
 """
 
 import errno
