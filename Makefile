@@ -6,7 +6,7 @@
 help:
 	@echo 'make demo   mount a stack of layers with a Debian root in it, look at it, and run a container of it'
 	@echo 'make test   every check there is, but for those below'
-	@echo 'make test-sanitized   the native engine and the core once more, with ASan and UBSan'
+	@echo 'make test-sanitized   most of it once more, with ASan and UBSan'
 	@echo 'make test-modes   crashes, hostile layers and many filesystems over io_uring and with files passed through'
 	@echo 'make test-stress   many clients at once for minutes; SECONDS=600 for longer'
 	@echo 'make test-engines   podman, buildah, skopeo, Docker and containerd on our mounts'
@@ -26,6 +26,10 @@ PYTHON := .venv/bin/python
 PYTEST := tools/leaves-nothing $(PYTHON) -m pytest -p tests.noskip -p no:cacheprovider --quiet
 # The tests of one file share mounts, so they stay together.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadscope
+
+# Clients that fault by design (tests/posix, tests/differential), and memory that is counted, don't go with sanitizers.
+SANITIZED := tests/native tests/core tests/crash tests/faults tests/filesystems tests/hostile \
+	$(filter-out %/test_memory.py,$(wildcard tests/options/test_*.py))
 
 ready:
 	@tools/bootstrap
@@ -49,8 +53,8 @@ test: lint
 	@$(PYTEST) $(PARALLEL) --ignore=tests/engines
 
 test-sanitized: build
-	@echo '== the native engine and the core, with ASan and UBSan'
-	@$(subst $(PYTHON),tools/sanitized,$(PYTEST)) $(PARALLEL) tests/native tests/core tests/options/test_data.py
+	@echo '== all that drives a daemon, with ASan and UBSan'
+	@$(subst $(PYTHON),tools/sanitized,$(PYTEST)) $(PARALLEL) $(SANITIZED)
 
 test-modes: build
 	@for options in uring=on io=passthrough,uring=on; do \
