@@ -24,7 +24,7 @@ from overlayfs_py.engines.once import Once
 from overlayfs_py.errors import ConfigError, LayerError, MountError, OverlayError
 from overlayfs_py.journal import Journal
 from overlayfs_py.records import TYPE_CHECKING, NamedTuple
-from overlayfs_py.sys.descriptors import close_all_but
+from overlayfs_py.sys.descriptors import close_all_but, make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +200,7 @@ def _serve(config: MountConfig, helper: socket.socket, helper_pid: int | None) -
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _warn(config)
     engine = _load(config)
+    make_room(helper.fileno(), hard)
     overlay = engine.open_overlay(config)
     try:
         # From here on these wait for the watcher.

@@ -22,14 +22,13 @@ from overlayfs_py.core.work import Work, read_index
 from overlayfs_py.errors import LayerError
 from overlayfs_py.journal import Journal
 from overlayfs_py.records import TYPE_CHECKING
-from overlayfs_py.sys import credentials, paths, xattrs
+from overlayfs_py.sys import credentials, descriptors, paths, xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = Journal(__name__)
 
-_MOST_DESCRIPTORS = 1024
 _LEAST_SHARE = 16
 _REOPENED = 4096
 
@@ -142,7 +141,7 @@ class Overlay:
         `engine` is how many the engine has open for as long as it serves.
         """
         config = self.config
-        most = min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        most = min(descriptors.MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         # An eighth is left for what requests use for themselves.
         others = engine + MOST_OPEN + len(config.lowerdirs) + len(config.datadirs)
         eighth = max(0, most - others) // 8

@@ -119,3 +119,27 @@ def test_a_directory_stays_opaque_when_it_is_copied_up(layers: Layers, engine: s
             (layers.mnt / "d" / str(turn)).touch()
             assert set(os.listdir(layers.mnt / "d")) == {str(number) for number in range(turn + 1)}
             assert not (layers.mnt / "d" / "x").exists()
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+@pytest.mark.parametrize("mark", [".wh.d", "d/.wh..wh..opq"], ids=["beside", "inside"])
+@pytest.mark.parametrize("where", ["upper", "top"])
+@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.parametrize("first", ["names", "listing"])
+def test_a_mark_ends_a_directory_whatever_was_asked_before(
+    layers: Layers, engine: str, mark: str, where: str, count: int, first: str
+) -> None:
+    lowers = [layers.add(f"lower-{number}") for number in range(count)]
+    marked = {"upper": layers.upper, "top": lowers[0]}[where]
+    for number, layer in enumerate((layers.upper, *lowers)):
+        for name in ("d", "whole"):
+            (layer / name).mkdir()
+            (layer / name / f"of-{number}").touch()
+    (marked / mark).touch()
+    shown = {"of-0"} if where == "upper" else {"of-0", "of-1"}
+    with our_mount(layers.mnt, lowers, layers.upper, layers.work, f"engine={engine}"):
+        if first == "listing":
+            assert set(os.listdir(layers.mnt)) == {"d", "whole"}
+        assert not (layers.mnt / "d" / f"of-{count}").exists()
+        assert set(os.listdir(layers.mnt / "d")) == shown
+        assert len(os.listdir(layers.mnt / "whole")) == count + 1

@@ -96,7 +96,7 @@ cdef class Plain:
     cdef bint bare(self, Node node) except -1
     cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers)
     cdef tuple _lowers(self, Node parent, bytes name, stat* st)
-    cdef bint _ends(self, Real real, int dir_fd) except -1
+    cdef bint _ends(self, bytes name, int dir_fd, bint unmarked) except -1
     cdef int _ask(self, Real base, bytes name, bint markless, int* dir_fd, stat* st) except -2
     cdef bint _markless(self, Node node) except -1
     cdef bint _may_be_marked(self, int dir_fd, bytes name)

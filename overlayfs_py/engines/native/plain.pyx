@@ -108,7 +108,7 @@ cdef class Plain:
                 upper = Real(parent.upper.layer, parent.upper, name)
                 if not S_ISDIR(st.st_mode) or parent.below is None:
                     return self._new(parent, name, st, st, upper, ())
-                if self._ends(upper, dir_fd):
+                if self._ends(name, dir_fd, parent.markless):
                     return None
         lowers = self._lowers(parent, name, &below)
         if lowers is None:
@@ -130,6 +130,7 @@ cdef class Plain:
         cdef Real real
         cdef int dir_fd
         cdef int answer
+        cdef bint unmarked
         cdef Py_ssize_t position
         cdef Py_ssize_t count = lower_count(parent)
         if count == 0:
@@ -137,6 +138,7 @@ cdef class Plain:
         mask = self.merged.mask(parent, name)
         if mask == 0:
             return ()
+        unmarked = mask != EVERYWHERE and self.merged.mask(parent, b".wh." + name) == 0
         bases = parent.lowers
         found = []
         for position in range(count) if mask == EVERYWHERE else positions(mask, count):
@@ -159,21 +161,28 @@ cdef class Plain:
             found.append(real)
             if position + 1 == count and (base.layer is self.lowest or not self.follow_redirects):
                 break
-            if self._may_be_marked(dir_fd, name) or self._ends(real, dir_fd):
+            if self._may_be_marked(dir_fd, name) or self._ends(name, dir_fd, unmarked):
                 return None
         return tuple(found)
 
-    cdef bint _ends(self, Real real, int dir_fd) except -1:
-        """Whether an AUFS-style mark beside or in a directory may end the stack there."""
+    cdef bint _ends(self, bytes name, int dir_fd, bint unmarked) except -1:
+        """Whether an AUFS-style mark beside or in a directory may end the stack there.
+
+        There is none beside it where it is said to be `unmarked`. What is in it is asked without opening it, as most
+        directories that are listed are not entered.
+        """
         cdef stat mark
-        cdef char hidden[256]
-        if len(real.name) > LONGEST:
+        cdef char path[LONGEST + 1 + 12 + 1]
+        if len(name) > LONGEST:
             return True
-        memcpy(hidden, b".wh.", 4)
-        memcpy(hidden + 4, <const char*>real.name, len(real.name) + 1)
-        if fstatat(dir_fd, hidden, &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT:
-            return True
-        return fstatat(self.dirs.fd(real), b".wh..wh..opq", &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT
+        if not unmarked:
+            memcpy(path, b".wh.", 4)
+            memcpy(path + 4, <const char*>name, len(name) + 1)
+            if fstatat(dir_fd, path, &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT:
+                return True
+        memcpy(path, <const char*>name, len(name))
+        memcpy(path + len(name), b"/.wh..wh..opq", 14)
+        return fstatat(dir_fd, path, &mark, AT_SYMLINK_NOFOLLOW) == 0 or errno != ENOENT
 
     cdef object _new(self, Node parent, bytes name, stat* st, stat* numbered, Real upper, tuple lowers):
         """The new node of what was found, numbered as `numbered`; None where it may be a known one's other name."""
