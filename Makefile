@@ -27,7 +27,7 @@ PYTEST := tools/leaves-nothing $(PYTHON) -m pytest -p tests.noskip -p no:cachepr
 # The tests of one file share mounts, so they stay together.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadscope
 
-# Clients that fault by design (tests/posix, tests/differential), and memory that is counted, don't go with sanitizers.
+# Not what counts a daemon's memory; and where clients fault by design, daemons alone are sanitized.
 SANITIZED := tests/native tests/core tests/crash tests/faults tests/filesystems tests/hostile \
 	$(filter-out %/test_memory.py,$(wildcard tests/options/test_*.py))
 
@@ -55,6 +55,8 @@ test: lint
 test-sanitized: build
 	@echo '== all that drives a daemon, with ASan and UBSan'
 	@$(subst $(PYTHON),tools/sanitized,$(PYTEST)) $(PARALLEL) $(SANITIZED)
+	@echo '== the same daemons under the POSIX corpus, and compared with the kernel'
+	@$(subst $(PYTHON),tools/sanitized --daemons,$(PYTEST)) $(PARALLEL) tests/posix tests/differential
 
 test-modes: build
 	@for options in uring=on io=passthrough,uring=on; do \

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from overlayfs_py.core.marks import DOT_META, DOT_OPAQUE, DOT_WHITEOUT, WHITEOUT_DEVICE, Marks
+from overlayfs_py.core.marks import DOT_META, DOT_OPAQUE, DOT_WHITEOUT, FOREIGN_PREFIX, WHITEOUT_DEVICE, Marks
 from overlayfs_py.images.archive import Attributes, Entry, entries, shown
 from overlayfs_py.images.model import ImageError
 from overlayfs_py.images.streams import Source, TarSource
@@ -304,7 +304,7 @@ class _Extractor:
 
 def xattr_on_disk(marks: Marks, key: bytes) -> bytes | None:
     """What an xattr of an archive is called in a layer, so that it is never a mark there; None where it is left out."""
-    if key in _HOST_XATTRS:
+    if key in _HOST_XATTRS or key.startswith(FOREIGN_PREFIX):
         return None
     if key.startswith(b"trusted.") and marks.prefix.startswith(b"user."):
         # a user namespace has none

@@ -158,6 +158,9 @@ def our_mount(
         # What a mount speaks over is settled when it is made.
         with switch_kept() if b"uring=on" in options else undisturbed():
             live = mounted.enter_context(daemon)
+        if (sanitized := os.environ.get("OVERLAYFS_PY_TEST_SANITIZED")) and live.pid:
+            maps = Path(f"/proc/{live.pid}/maps").read_text()
+            assert "libasan" in maps and f"{Path(sanitized).parent}/overlayfs_py/" in maps
         yield live
 
 
@@ -232,6 +235,11 @@ def _daemon(
 def _start(command: list[bytes], log: Path) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH", "")]))
+    if sanitized := environment.get("OVERLAYFS_PY_TEST_SANITIZED"):
+        # tools/sanitized --daemons
+        for line in Path(sanitized).read_text().splitlines():
+            name, _, value = line.partition("=")
+            environment[name] = value
     with log.open("ab") as sink:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, start_new_session=True
