@@ -66,8 +66,9 @@ def test_files_that_are_walked_and_forgotten_again_and_again_take_no_more_each_t
             taken.append(private(live) - before)
             drop_names()
     assert min(asked) > 0.9 * max(asked), "the kernel had not forgotten all"
-    # What is left over between the nodes that were there takes some walks to find its use.
-    assert max(taken[10:]) < max(taken[:10]) * 1.05, taken
+    # The allocator takes some more, a piece at a time, as what is free lies between what is not. If a twentieth of
+    # the nodes stayed each time, it would be twice as much.
+    assert max(taken) < taken[0] * 1.6, taken
 
 
 @pytest.mark.parametrize("native", [NATIVE, URING])
